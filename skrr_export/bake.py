@@ -1,0 +1,133 @@
+"""Bake: stream the tensors a plan keeps from a checkpoint into one weights file, cast on the way.
+
+Reads go through one buffer of `CHUNK_BYTES` and not through a memory map, because mapped pages count as resident
+memory: a T5-XXL is baked in a few hundred megabytes, most of them torch itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from skrr_export.dtypes import READABLE, DType
+from skrr_export.errors import CheckpointError
+from skrr_export.tensorfile import PAD_PREFIX, Layout, StoredTensor, TensorSpec, lay_out
+
+CHUNK_BYTES = 8 << 20
+
+Bytes = npt.NDArray[np.uint8]
+Progress = Callable[[int], None]
+"""Called with the number of bytes written since the last call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Baked:
+    """What was written."""
+
+    sha256: str
+    nbytes: int
+    warnings: tuple[str, ...]
+    """Tensors that hold NaN or infinity, by name."""
+
+
+def weights_layout(tensors: Sequence[StoredTensor], dtype: DType, file: Path) -> Layout:
+    """Where each tensor will lie in the weights file; cheap, so that a graph can be made before the weights."""
+    return lay_out((TensorSpec(tensor.name, dtype.code, tensor.shape) for tensor in tensors), file)
+
+
+def bake(
+    tensors: Sequence[StoredTensor], layout: Layout, dtype: DType, output: BinaryIO, progress: Progress = lambda _: None
+) -> Baked:
+    """Write the weights file.
+
+    Args:
+        tensors: the tensors to keep, where they lie in the checkpoint.
+        layout: where they go.
+        dtype: what they are cast to (rounding to nearest even, as torch does).
+        output: an empty binary file.
+        progress: told of every chunk written.
+
+    Raises:
+        CheckpointError: the checkpoint changed or cannot be read.
+        OSError: the output cannot be written.
+    """
+    sources = {tensor.name: tensor for tensor in tensors}
+    digest = hashlib.sha256(layout.header)
+    output.write(layout.header)
+    nonfinite: dict[str, str] = {}
+    # One thread hashes and writes a chunk while this one reads, casts and checks the next: hashing releases the GIL.
+    with ThreadPoolExecutor(1) as writer:
+        pending: Future[None] | None = None
+        for name, chunk in _chunks(layout, sources, dtype, nonfinite):
+            if pending is not None:
+                pending.result()
+            pending = writer.submit(_emit, digest.update, output, chunk)
+            progress(len(chunk) if not name.startswith(PAD_PREFIX) else 0)
+        if pending is not None:
+            pending.result()
+    return Baked(digest.hexdigest(), layout.nbytes, tuple(nonfinite.values()))
+
+
+def _emit(update: Callable[[memoryview], None], output: BinaryIO, chunk: memoryview) -> None:
+    update(chunk)
+    output.write(chunk)
+
+
+def _chunks(
+    layout: Layout, sources: dict[str, StoredTensor], dtype: DType, nonfinite: dict[str, str]
+) -> Iterator[tuple[str, memoryview]]:
+    for placed in layout.tensors:
+        if placed.name.startswith(PAD_PREFIX):
+            yield placed.name, memoryview(bytes(placed.nbytes))
+            continue
+        source = sources[placed.name]
+        for chunk in _read(source):
+            cast = _cast(chunk, READABLE[source.code], dtype)
+            if placed.name not in nonfinite and _has_nonfinite(cast, dtype):
+                nonfinite[placed.name] = _describe_nonfinite(source, chunk, dtype)
+            yield placed.name, memoryview(cast).cast("B")
+
+
+def _read(tensor: StoredTensor) -> Iterator[Bytes]:
+    """A tensor's bytes in chunks; each is a fresh array, because the writer still holds the one before."""
+    try:
+        with tensor.file.open("rb", buffering=0) as file:
+            file.seek(tensor.offset)
+            for begin in range(0, tensor.nbytes, CHUNK_BYTES):
+                chunk = np.empty(min(CHUNK_BYTES, tensor.nbytes - begin), np.uint8)
+                filled = 0
+                while filled < len(chunk):
+                    count = file.readinto(memoryview(chunk)[filled:])
+                    if not count:
+                        raise CheckpointError(f"{tensor.file} was truncated while '{tensor.name}' was being read")
+                    filled += count
+                yield chunk
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{tensor.name}' from {tensor.file}: {error.strerror}") from error
+
+
+def _cast(chunk: Bytes, source: DType, target: DType) -> Bytes:
+    if source is target:
+        return chunk
+    values = torch.from_numpy(chunk).view(source.torch).to(target.torch)
+    return values.view(torch.uint8).numpy()
+
+
+def _has_nonfinite(chunk: Bytes, dtype: DType) -> bool:
+    """Whether any value is NaN or infinite: its exponent bits are all ones. Integer tests run at memory speed."""
+    bits = chunk.view(f"u{dtype.itemsize}")
+    return bool(((bits & dtype.exponent_mask) == dtype.exponent_mask).any())
+
+
+def _describe_nonfinite(source: StoredTensor, chunk: Bytes, dtype: DType) -> str:
+    if _has_nonfinite(chunk, READABLE[source.code]):
+        return f"tensor '{source.name}' of {source.file} holds NaN or infinity"
+    return f"tensor '{source.name}' holds values that overflow {dtype.name}; bake to bf16 or fp32"

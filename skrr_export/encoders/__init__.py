@@ -1,0 +1,92 @@
+"""Encoder families: one file each, and how a checkpoint is recognised as one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from skrr_export.checkpoint import Checkpoint
+from skrr_export.dtypes import READABLE
+from skrr_export.encoders.base import Encoder, Shape, Step, parameter_shapes
+from skrr_export.encoders.bert import BertEncoder
+from skrr_export.encoders.t5 import T5Encoder
+from skrr_export.errors import CheckpointError
+from skrr_export.plan import Plan
+from skrr_export.tensorfile import StoredTensor
+
+__all__ = ["FAMILIES", "Encoder", "Selection", "Shape", "Step", "parameter_shapes", "recognise", "select"]
+
+FAMILIES: Mapping[str, type[Encoder]] = {family.family: family for family in (T5Encoder, BertEncoder)}
+"""Known families by the `model_type` of their configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a plan leaves of a checkpoint."""
+
+    tensors: tuple[StoredTensor, ...]
+    """Every tensor that some position uses, once, in the order of first use."""
+    total_parameters: int
+    """Parameters of the whole encoder, embedding included."""
+
+    @property
+    def kept_parameters(self) -> int:
+        """Parameters that some position uses."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+    @property
+    def sparsity(self) -> float:
+        """Parameters that no position uses, as a share of all: the paper's definition."""
+        return 1 - self.kept_parameters / self.total_parameters
+
+
+def recognise(checkpoint: Checkpoint) -> Encoder:
+    """The encoder that a checkpoint holds.
+
+    Raises:
+        CheckpointError: its architecture is unknown, or its configuration malformed.
+    """
+    model_type = checkpoint.config.get("model_type")
+    if model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{checkpoint.directory}: unknown architecture {model_type!r}; known: {', '.join(sorted(FAMILIES))}"
+        )
+    try:
+        return FAMILIES[model_type].from_config(checkpoint.config, checkpoint.tensors.keys())
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.directory}: {error}") from error
+
+
+def select(checkpoint: Checkpoint, encoder: Encoder, plan: Plan) -> Selection:
+    """Choose the tensors a plan needs, after checking every tensor of the encoder.
+
+    Raises:
+        CheckpointError: a tensor is missing, has the wrong shape or an unreadable type, or has no place in the encoder.
+        PlanError: the plan does not fit the encoder.
+    """
+    kept = parameter_shapes(encoder, plan)
+    dense = parameter_shapes(encoder, Plan.identity(encoder.family, encoder.num_layers))
+    for name, shape in dense.items():
+        _check_tensor(checkpoint, name, shape)
+    for name in checkpoint.tensors.keys() - dense.keys():
+        if encoder.owns(name):
+            raise CheckpointError(
+                f"{checkpoint.directory}: tensor '{name}' has no place in the encoder that config.json describes "
+                f"({encoder.num_layers} layers)"
+            )
+    total = sum(checkpoint.tensors[name].numel for name in dense)
+    return Selection(tuple(checkpoint.tensors[name] for name in kept), total)
+
+
+def _check_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:
+    tensor = checkpoint.tensors.get(name)
+    if tensor is None:
+        raise CheckpointError(f"{checkpoint.directory}: the tensor '{name}' is missing")
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{tensor.file}: the tensor '{name}' has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
+        )
+    if tensor.code not in READABLE:
+        raise CheckpointError(
+            f"{tensor.file}: the tensor '{name}' is stored as {tensor.code}; readable: {', '.join(READABLE)}"
+        )

@@ -1,0 +1,185 @@
+"""What an encoder family is: its parts, and the order in which a plan calls them.
+
+A family describes an encoder as *parts*, small `torch.nn` modules on the meta device that stand for every sub-block of
+their kind, and as *steps*, calls of those parts. A part's parameters carry their checkpoint names less a prefix, and a
+step names the prefix: `encoder.block.3.layer.1.` + `DenseReluDense.wo.weight`. So a plan is a list of steps, re-use is
+a step with another layer's prefix, and no table of renamed tensors exists.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skrr_export.errors import CheckpointError, PlanError
+from skrr_export.plan import Kind, Plan
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+}
+"""Activation functions by the name transformers gives them."""
+
+Shape = tuple[int | str, ...]
+"""A shape whose free dimensions are named `batch` and `sequence`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of a part."""
+
+    name: str
+    """Unique in the encoder, for example `layers.3.attention`."""
+    part: str
+    """Key into `Encoder.parts`."""
+    prefix: str
+    """What stands before the part's parameter names in the checkpoint."""
+    inputs: tuple[str, ...]
+    """Names of the activations it reads, in the order of the part's `forward`."""
+    output: str
+    """Name of the activation it writes; may be one that it reads."""
+
+
+class Encoder(ABC):
+    """An encoder of one family at given dimensions; knows shapes and names, holds no weights."""
+
+    family: ClassVar[str]
+    """Name of the family; the `model_type` of its configuration."""
+
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    max_length: int | None
+    """Longest sequence the encoder can take, in tokens; `None` if it has no limit."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, Any], tensor_names: Collection[str]) -> Self:
+        """Read the dimensions from `config.json`; tensor names tell how the checkpoint prefixes them.
+
+        Raises:
+            CheckpointError: a value is missing, malformed or not supported.
+        """
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts by name, on the meta device."""
+
+    @abstractmethod
+    def prologue(self, *, masked: bool) -> list[Step]:
+        """The steps before the first layer; they write `hidden` and whatever the sub-blocks read beside it."""
+
+    @abstractmethod
+    def sub_block(self, kind: Kind, source: int, *, masked: bool) -> tuple[str, str, tuple[str, ...]]:
+        """Part, prefix and inputs of a sub-block that runs the weights of layer `source` on `hidden`."""
+
+    @abstractmethod
+    def epilogue(self) -> list[Step]:
+        """The steps after the last layer, on `hidden`."""
+
+    @abstractmethod
+    def activations(self, *, masked: bool) -> dict[str, Shape]:
+        """The shapes of what steps hand to each other, by name."""
+
+    @abstractmethod
+    def owns(self, tensor_name: str) -> bool:
+        """Whether a tensor of this name can only belong to this encoder (so not to a decoder, a head, a pooler)."""
+
+    def steps(self, plan: Plan, *, masked: bool) -> list[Step]:
+        """The encoder under a plan, as the calls that make it up.
+
+        Args:
+            plan: which weights run where.
+            masked: whether an `attention_mask` is given.
+
+        Raises:
+            PlanError: the plan is for another family or depth.
+        """
+        if plan.family != self.family:
+            raise PlanError(f"the plan is for a {plan.family} encoder, the checkpoint is {self.family}")
+        if plan.num_layers != self.num_layers:
+            raise PlanError(f"the plan has {plan.num_layers} layers, the checkpoint {self.num_layers}")
+        layers = []
+        for position in plan.positions():
+            if position.source is not None:
+                part, prefix, inputs = self.sub_block(position.kind, position.source, masked=masked)
+                layers.append(Step(f"layers.{position.layer}.{position.kind}", part, prefix, inputs, "hidden"))
+        return [*self.prologue(masked=masked), *layers, *self.epilogue()]
+
+
+def parameter_shapes(encoder: Encoder, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The tensors an encoder needs under a plan, each once, in the order in which they are first used.
+
+    Raises:
+        PlanError: the plan does not fit the encoder.
+    """
+    parts = {name: dict(part.named_parameters()) for name, part in encoder.parts().items()}
+    return {
+        step.prefix + name: tuple(parameter.shape)
+        for step in encoder.steps(plan, masked=True)
+        for name, parameter in parts[step.part].items()
+    }
+
+
+def positive_int(config: Mapping[str, Any], key: str) -> int:
+    """A dimension from `config.json`.
+
+    Raises:
+        CheckpointError: it is missing, or not a positive integer.
+    """
+    value = config.get(key)
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"config.json: '{key}' must be a positive integer, not {value!r}")
+    return value
+
+
+def positive_float(config: Mapping[str, Any], key: str) -> float:
+    """A number from `config.json`.
+
+    Raises:
+        CheckpointError: it is missing, or not a positive number.
+    """
+    value = config.get(key)
+    if type(value) not in (int, float) or not 0 < value < 1:
+        raise CheckpointError(f"config.json: '{key}' must be a number between 0 and 1, not {value!r}")
+    return float(value)
+
+
+def activation(name: Any) -> Callable[[Tensor], Tensor]:
+    """An activation function by the name transformers gives it.
+
+    Raises:
+        CheckpointError: we do not know it.
+    """
+    if name not in ACTIVATIONS:
+        raise CheckpointError(f"config.json: unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def split_heads(flat: Tensor, like: Tensor, num_heads: int) -> Tensor:
+    """`[batch*sequence, heads*size]` to `[batch, heads, sequence, size]`; `like` is `[batch, sequence, ...]`."""
+    return flat.reshape(like.shape[0], like.shape[1], num_heads, flat.shape[-1] // num_heads).transpose(1, 2)
+
+
+def merge_heads(heads: Tensor) -> Tensor:
+    """`[batch, heads, sequence, size]` to `[batch*sequence, heads*size]`."""
+    return heads.transpose(1, 2).reshape(-1, heads.shape[1] * heads.shape[3])
+
+
+def masked_bias(dtype_of: Tensor) -> float:
+    """The additive bias of a masked position.
+
+    Half the lowest finite value: added to any logit it stays finite in the same type, so that a row whose every
+    position is masked comes out as an average and not as NaN; the lowest value itself overflows in fp16.
+    """
+    import torch
+
+    return torch.finfo(dtype_of.dtype).min / 2

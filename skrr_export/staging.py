@@ -1,0 +1,186 @@
+"""Outputs that appear whole or not at all.
+
+While a long job writes, its files have no name (Linux's `O_TMPFILE`), so a process that dies, even of kill -9, leaves
+nothing behind. Only at the end are they linked into a directory that is then renamed, or exchanged with the old one,
+in a single step. What a machine that lost power within that last moment leaves is swept by the next run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from skrr_export.errors import OutputError
+
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into one clear error.
+
+    Raises:
+        OutputError: anything failed to be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutputError(f"cannot write {target}: {error.strerror}; nothing was changed") from error
+        raise OutputError(f"cannot write {error.filename or target}: {error.strerror}") from error
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a small file in one step; an existing one is replaced, as `-o` of every Unix tool does.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with disk_errors(target):
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class StagedDirectory:
+    """A directory in the making; used as a context manager, it appears when the block ends without an error.
+
+    Raises:
+        OutputError: the target exists and may not be replaced, or the disk is full.
+    """
+
+    def __init__(self, target: Path, *, replace: bool, marker: str) -> None:
+        """Prepare to write `target`; `marker` names the file by which one of our directories is recognised."""
+        self.target = target.absolute()
+        self.replace = replace
+        self.marker = marker
+        self.files: dict[str, BinaryIO] = {}
+        self.directory = self.target.with_name(f".{self.target.name}.{secrets.token_hex(4)}.partial")
+        self._check_target()
+
+    def _check_target(self) -> None:
+        if not os.path.lexists(self.target):
+            return
+        if not self.replace:
+            raise OutputError(f"{self.target} exists; --force replaces it")
+        if self.target.is_symlink() or not self.target.is_dir():
+            raise OutputError(f"{self.target} is not a directory; remove it yourself, or choose another output")
+        if any(self.target.iterdir()) and not (self.target / self.marker).is_file():
+            raise OutputError(f"{self.target} is not a bundle (no {self.marker}), so --force will not replace it")
+
+    def __enter__(self) -> Self:
+        with disk_errors(self.target):
+            self._existing_parent = next(path for path in self.target.parents if path.is_dir())
+            _sweep(self.target)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                with disk_errors(self.target):
+                    self._commit()
+        finally:
+            for file in self.files.values():
+                with suppress(OSError):  # a full disk can refuse the last flush; the error is already under way
+                    file.close()
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def create(self, name: str) -> BinaryIO:
+        """Open a new file of the directory for writing and reading; `name` may contain folders."""
+        with disk_errors(self.target):
+            try:
+                descriptor = os.open(self._existing_parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+                self.files[name] = os.fdopen(descriptor, "w+b")
+            except (OSError, AttributeError):  # a file system, or a platform, without unnamed files
+                path = self.directory / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.files[name] = path.open("x+b")
+        return self.files[name]
+
+    def write(self, name: str, content: bytes) -> None:
+        """Add a small file."""
+        with disk_errors(self.target):
+            self.create(name).write(content)
+
+    def require_space(self, nbytes: int) -> None:
+        """Fail early where the disk cannot hold what is about to be written.
+
+        Raises:
+            OutputError: it cannot.
+        """
+        free = shutil.disk_usage(self._existing_parent).free
+        if free < nbytes:
+            raise OutputError(f"cannot write {self.target}: it needs {nbytes:,} bytes, the disk has {free:,} free")
+
+    def _commit(self) -> None:
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # tells a sweep that this one is alive
+            for name, file in self.files.items():
+                path = self.directory / name
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    # Any src_dir_fd makes Python call linkat, the only call that follows /proc's link.
+                    os.link(f"/proc/self/fd/{file.fileno()}", path, src_dir_fd=lock, follow_symlinks=True)
+            os.fsync(lock)
+            if self.replace and self.target.exists():
+                _exchange(self.directory, self.target)
+            else:
+                self.directory.rename(self.target)
+        finally:
+            os.close(lock)
+        _fsync_directory(self.target.parent)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two directories in one step, so that a reader sees the old bundle or the new one and never neither."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(old))
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a killed run left beside `target`; a directory that a living process holds is locked."""
+    for path in target.parent.glob(f".{target.name}.*.partial"):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            continue
+        finally:
+            os.close(descriptor)

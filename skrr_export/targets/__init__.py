@@ -1,0 +1,1 @@
+"""Formats a bundle is exported to, a package each."""

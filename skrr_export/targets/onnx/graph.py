@@ -1,0 +1,137 @@
+"""The ONNX graph of a planned encoder: the plan itself, one function call a position.
+
+Its initializers are ranges of the bundle's weights file. Re-use is the same initializer passed to a second call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+import onnx_ir.passes.common
+
+from skrr_export.dtypes import DType
+from skrr_export.encoders import Encoder, Shape, Step
+from skrr_export.plan import Plan
+from skrr_export.targets.onnx.trace import DOMAIN, OPSET, trace
+from skrr_export.tensorfile import Layout
+
+IR_VERSION = 11
+"""What ONNX 1.18 introduced together with opset 23."""
+
+
+def build(
+    encoder: Encoder,
+    plan: Plan,
+    layout: Layout,
+    dtype: DType,
+    *,
+    masked: bool,
+    sizes: Shape = ("batch", "sequence"),
+    inline: bool = False,
+) -> bytes:
+    """Make the graph.
+
+    Args:
+        encoder: the family and its dimensions.
+        plan: which weights run where.
+        layout: where the weights lie; the file's name is taken to be beside the graph.
+        dtype: element type of weights and activations.
+        masked: whether the graph has an `attention_mask` input.
+        sizes: the batch and the sequence axis, each a fixed length or its name.
+        inline: write every call out, for consumers without functions.
+
+    Returns:
+        The serialized `onnx.ModelProto`.
+    """
+    inputs = ("input_ids", "attention_mask") if masked else ("input_ids",)
+    shapes = {name: _fix(shape, sizes) for name, shape in encoder.activations(masked=masked).items()}
+    shapes |= dict.fromkeys(inputs, sizes)
+    steps = encoder.steps(plan, masked=masked)
+    functions = _functions(encoder, steps, shapes, dtype)
+    initializers = _initializers(layout, dtype)
+    values = {name: _value(name, shapes[name], ir.DataType.INT64) for name in inputs}
+    graph_inputs = list(values.values())
+    nodes = []
+    for step in steps:
+        nodes.append(_call(step, functions[step.part][1], values, initializers, functions[step.part][0]))
+        values[step.output] = nodes[-1].outputs[0]
+        values[step.output].shape = ir.Shape(shapes[step.output])
+        values[step.output].type = ir.TensorType(_onnx_type(dtype))
+    values["hidden"].name = "last_hidden_state"
+    used = {value for node in nodes for value in node.inputs}
+    graph = ir.Graph(
+        graph_inputs,
+        [values["hidden"]],
+        nodes=nodes,
+        initializers=[value for value in initializers.values() if value in used],
+        opset_imports={"": OPSET, DOMAIN: 1},
+        name=f"{encoder.family}_encoder",
+    )
+    model = ir.Model(
+        graph,
+        ir_version=IR_VERSION,
+        producer_name="skrr-export",
+        functions=[function for function, _ in functions.values()],
+    )
+    if inline:
+        onnx_ir.passes.common.InlinePass()(model)
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def _functions(
+    encoder: Encoder, steps: Sequence[Step], shapes: dict[str, Shape], dtype: DType
+) -> dict[str, tuple[ir.Function, list[str]]]:
+    """For every part that is called: its function, and the names of its parameters."""
+    parts = encoder.parts()
+    inputs = {step.part: step.inputs for step in steps}
+    return {
+        part: (
+            trace(f"{encoder.family}_{part}", parts[part], inputs[part], shapes, dtype.torch),
+            [name for name, _ in parts[part].named_parameters()],
+        )
+        for part in inputs
+    }
+
+
+def _call(
+    step: Step,
+    parameters: Sequence[str],
+    values: dict[str, ir.Value],
+    initializers: dict[str, ir.Value],
+    function: ir.Function,
+) -> ir.Node:
+    weights = [initializers[step.prefix + name] for name in parameters]
+    node = ir.Node(DOMAIN, function.name, [*(values[name] for name in step.inputs), *weights], name=step.name)
+    node.outputs[0].name = step.name
+    return node
+
+
+def _initializers(layout: Layout, dtype: DType) -> dict[str, ir.Value]:
+    values = {}
+    for tensor in layout.tensors:
+        external = ir.ExternalTensor(
+            tensor.file.name,
+            tensor.offset,
+            tensor.nbytes,
+            _onnx_type(dtype),
+            shape=ir.Shape(tensor.shape),
+            name=tensor.name,
+        )
+        value = _value(tensor.name, tensor.shape, _onnx_type(dtype))
+        value.const_value = external
+        values[tensor.name] = value
+    return values
+
+
+def _fix(shape: Shape, sizes: Shape) -> Shape:
+    named = dict(zip(("batch", "sequence"), sizes, strict=True))
+    return tuple(named[dim] if isinstance(dim, str) else dim for dim in shape)
+
+
+def _value(name: str, shape: Shape, element: ir.DataType) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(element))
+
+
+def _onnx_type(dtype: DType) -> ir.DataType:
+    return ir.DataType[{"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}[dtype.name]]
