@@ -1,0 +1,228 @@
+"""The bundle: one directory that is shipped, described by its manifest and guarded by hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skrr_export.dtypes import BAKEABLE, DType
+from skrr_export.errors import BundleError, PlanError
+from skrr_export.pipelines import Preset
+from skrr_export.plan import Plan
+from skrr_export.tensorfile import StoredTensor, read_header
+
+FORMAT = "skrr-bundle/1"
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+TOKENIZER = "tokenizer"
+CONFIG = "config.json"
+
+_CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of the bundle, as it must be."""
+
+    sha256: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a bundle says of itself; runtimes decide from this, never from a file name."""
+
+    family: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    max_length: int | None
+    """Longest sequence the encoder can take, in tokens; `None` if it has no limit."""
+    plan: Plan
+    pipeline: Preset
+    dtype: DType
+    """Of the weights, and of the graph's activations."""
+    batch: int | None
+    """Fixed batch size of the graphs; `None` if free."""
+    sequence: int | None
+    """Fixed sequence length of the graphs; `None` if free."""
+    total_parameters: int
+    """Of the dense encoder, embedding included."""
+    kept_parameters: int
+    """Of the tensors in the bundle."""
+    targets: Mapping[str, Mapping[str, Any]]
+    """For each target: its `file`, and what a runtime needs to know of it."""
+    files: Mapping[str, FileEntry]
+    """Every file of the bundle but the manifest, by path."""
+    tools: Mapping[str, str] = field(default_factory=dict)
+    """Versions of what made the bundle."""
+
+    @property
+    def sparsity(self) -> float:
+        """Parameters that no position uses, as a share of all."""
+        return 1 - self.kept_parameters / self.total_parameters
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the graphs' inputs, all int64 `[batch, sequence]`."""
+        return ("input_ids", "attention_mask") if self.pipeline.masked else ("input_ids",)
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`; the same manifest gives the same bytes."""
+        document = {
+            "format": FORMAT,
+            "encoder": {
+                "family": self.family,
+                "num_layers": self.num_layers,
+                "hidden_size": self.hidden_size,
+                "vocab_size": self.vocab_size,
+                "max_length": self.max_length,
+            },
+            "plan": self.plan.to_dict(),
+            "pipeline": self.pipeline.to_dict(),
+            "dtype": self.dtype.name,
+            "inputs": [
+                {"name": name, "dtype": "int64", "shape": [self.batch or "batch", self.sequence or "sequence"]}
+                for name in self.inputs
+            ],
+            "outputs": [
+                {
+                    "name": "last_hidden_state",
+                    "dtype": self.dtype.name,
+                    "shape": [self.batch or "batch", self.sequence or "sequence", self.hidden_size],
+                }
+            ],
+            "parameters": {"total": self.total_parameters, "kept": self.kept_parameters},
+            "targets": {name: dict(target) for name, target in self.targets.items()},
+            "files": {
+                name: {"sha256": entry.sha256, "bytes": entry.nbytes} for name, entry in sorted(self.files.items())
+            },
+            "tools": dict(self.tools),
+        }
+        return json.dumps(document, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read `manifest.json`.
+
+        Raises:
+            BundleError: it is malformed, or of a format this release does not know.
+        """
+        try:
+            document = json.loads(text)
+            if document["format"] != FORMAT:
+                raise BundleError(f"the bundle's format is {document['format']!r}; this release reads '{FORMAT}'")
+            encoder, shape = document["encoder"], document["inputs"][0]["shape"]
+            return cls(
+                family=encoder["family"],
+                num_layers=encoder["num_layers"],
+                hidden_size=encoder["hidden_size"],
+                vocab_size=encoder["vocab_size"],
+                max_length=encoder["max_length"],
+                plan=Plan.from_dict(document["plan"]),
+                pipeline=Preset.from_dict(document["pipeline"]),
+                dtype=BAKEABLE[document["dtype"]],
+                batch=shape[0] if isinstance(shape[0], int) else None,
+                sequence=shape[1] if isinstance(shape[1], int) else None,
+                total_parameters=document["parameters"]["total"],
+                kept_parameters=document["parameters"]["kept"],
+                targets=document["targets"],
+                files={name: FileEntry(file["sha256"], file["bytes"]) for name, file in document["files"].items()},
+                tools=document["tools"],
+            )
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, PlanError) as error:
+            raise BundleError(f"malformed manifest: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on disk whose files are there and have their sizes."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def weights(self) -> Path:
+        """The weights file."""
+        return self.directory / WEIGHTS
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all files but the manifest."""
+        return sum(entry.nbytes for entry in self.manifest.files.values())
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Where every tensor lies; reads no weights.
+
+        Raises:
+            BundleError: the weights file is damaged.
+        """
+        return read_header(self.weights)
+
+    def target_file(self, target: str) -> Path:
+        """The file of a target.
+
+        Raises:
+            BundleError: the bundle was not exported to it.
+        """
+        if target not in self.manifest.targets:
+            known = ", ".join(self.manifest.targets) or "none"
+            raise BundleError(f"{self.directory} has no target '{target}'; it has: {known}")
+        return self.directory / self.manifest.targets[target]["file"]
+
+    def check_hashes(self, progress: Callable[[int], None] = lambda _: None) -> None:
+        """Read every file and compare its hash; 1 to 2 GB/s.
+
+        Raises:
+            BundleError: a file was changed; the message names it.
+        """
+        for name, entry in self.manifest.files.items():
+            if hash_file(self.directory / name, progress) != entry.sha256:
+                raise BundleError(f"{self.directory / name} was changed: its hash is not the manifest's; export again")
+
+
+def open_bundle(directory: str | Path) -> Bundle:
+    """Open a bundle, after checking that each file is there with its size, and the hashes of all but the weights.
+
+    The weights are hashed by `Bundle.check_hashes`, which reads them whole: a server that maps them would not want to.
+
+    Raises:
+        BundleError: it is not a bundle, or a file is missing, truncated or changed; the message names the file.
+    """
+    directory = Path(directory)
+    try:
+        text = (directory / MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise BundleError(f"{directory} is not a bundle: cannot read {MANIFEST}: {reason}") from error
+    try:
+        manifest = Manifest.from_json(text)
+    except BundleError as error:
+        raise BundleError(f"{directory / MANIFEST}: {error}") from error
+    for name, entry in manifest.files.items():
+        _check_file(directory / name, entry, hashed=name != WEIGHTS)
+    return Bundle(directory, manifest)
+
+
+def _check_file(path: Path, entry: FileEntry, *, hashed: bool) -> None:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing from the bundle; copy the bundle whole, or export again")
+    size = path.stat().st_size
+    if size != entry.nbytes:
+        raise BundleError(f"{path} is {size} bytes long, the manifest says {entry.nbytes}; it was truncated or changed")
+    if hashed and hash_file(path) != entry.sha256:
+        raise BundleError(f"{path} was changed: its hash is not the manifest's; export again")
+
+
+def hash_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            progress(len(chunk))
+    return digest.hexdigest()

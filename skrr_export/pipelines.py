@@ -1,0 +1,99 @@
+"""Presets: what a diffusion pipeline feeds its text encoder, and what it reads of the result.
+
+Facts from the diffusers pipelines of the same names. FLUX.1 and SD3 pad to the full length and pass no mask: the
+encoder attends to padding and the denoiser reads it, so an export that masked it would change every image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from skrr_export.errors import BundleError, InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """How one pipeline calls one encoder."""
+
+    name: str
+    max_length: int
+    """Tokens a prompt is truncated to."""
+    padding: Literal["longest", "max_length"]
+    """Pad to the longest prompt of the batch, or always to `max_length`."""
+    masked: bool
+    """Whether the attention mask reaches the encoder."""
+    reads_padding: bool
+    """Whether the denoiser reads the rows of padding."""
+    lowercase: bool = False
+    """Whether prompts are lower-cased and stripped first."""
+    families: tuple[str, ...] | None = None
+    """Families the preset is for; `None`: any."""
+
+    def prepare(self, prompt: str) -> str:
+        """The prompt as the tokenizer gets it."""
+        return prompt.lower().strip() if self.lowercase else prompt
+
+    def to_dict(self) -> dict[str, Any]:
+        """The preset as the manifest holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Preset:
+        """Read a preset from a manifest.
+
+        Raises:
+            BundleError: it is malformed.
+        """
+        try:
+            families = document["families"]
+            preset = cls(**{**document, "families": None if families is None else tuple(families)})
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"the manifest's pipeline is malformed: {error}") from error
+        return preset
+
+
+PRESETS: Mapping[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(name="plain", max_length=512, padding="longest", masked=True, reads_padding=False),
+        Preset(
+            name="flux.1", max_length=512, padding="max_length", masked=False, reads_padding=True, families=("t5",)
+        ),
+        Preset(name="sd3", max_length=256, padding="max_length", masked=False, reads_padding=True, families=("t5",)),
+        # diffusers also strips HTML and the like from PixArt prompts when bs4 and ftfy are installed; do that first.
+        Preset(
+            name="pixart-sigma",
+            max_length=300,
+            padding="max_length",
+            masked=True,
+            reads_padding=False,
+            lowercase=True,
+            families=("t5",),
+        ),
+    )
+}
+
+
+def preset(name: str, family: str, max_length: int | None) -> Preset:
+    """Look a preset up for an encoder.
+
+    Args:
+        name: of the preset.
+        family: of the encoder.
+        max_length: longest sequence the encoder can take, in tokens.
+
+    Raises:
+        InputError: there is no such preset, or it does not suit the encoder.
+    """
+    if name not in PRESETS:
+        raise InputError(f"unknown pipeline '{name}'; known: {', '.join(PRESETS)}")
+    found = PRESETS[name]
+    if found.families is not None and family not in found.families:
+        raise InputError(f"pipeline '{name}' feeds a {' or '.join(found.families)} encoder; this one is {family}")
+    if max_length is not None and max_length < found.max_length:
+        if found.padding == "max_length":
+            raise InputError(f"pipeline '{name}' feeds {found.max_length} tokens; this encoder takes {max_length}")
+        return replace(found, max_length=max_length)
+    return found

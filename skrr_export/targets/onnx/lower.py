@@ -1,0 +1,72 @@
+"""The one lowering pass for ONNX Runtime's CPU provider, which has no bf16 kernels and few fp16 ones.
+
+The weights stay as they are stored, and mapped; each is cast to fp32 where it is used, and everything is computed in
+fp32. The encoder and the bundle's graph know nothing of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+
+
+def compute_in_fp32(model: ir.Model) -> None:
+    """Rewrite a half-precision model in place so that only its weights are half precision."""
+    weights = {value for value in model.graph.initializers.values() if value.dtype in HALVES}
+    for node in model.graph:
+        if (function := model.functions.get(node.op_identifier())) is not None:
+            weights |= {
+                parameter
+                for argument, parameter in zip(node.inputs, function.inputs, strict=True)
+                if argument in weights
+            }
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        for node in list(graph):
+            _retype(node)
+            if node.op_identifier() not in model.functions:
+                _cast_weights(graph, node, weights)
+    for output in model.graph.outputs:
+        output.type = ir.TensorType(ir.DataType.FLOAT)
+    for value in _computed(model.graph):
+        if value.dtype in HALVES:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def _computed(graph: ir.Graph) -> Iterable[ir.Value]:
+    return (value for node in graph for value in node.outputs if node.op_type != "Cast")
+
+
+def _retype(node: ir.Node) -> None:
+    """Make a node that names a half type name fp32 instead."""
+    if node.op_type == "Cast" and node.attributes["to"].as_int() in {half.value for half in HALVES}:
+        node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT.value)
+    if node.op_type in ("Constant", "ConstantOfShape") and "value" in node.attributes:
+        tensor = node.attributes["value"].as_tensor()
+        if tensor.dtype in HALVES:
+            values = tensor.numpy().astype("float32")
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(values, name=tensor.name))
+
+
+def _cast_weights(graph: ir.Graph | ir.Function, node: ir.Node, weights: set[ir.Value]) -> None:
+    if node.op_type == "Gather" and node.inputs[0] in weights:
+        # Cast the rows that were looked up, not the table: an embedding is the largest tensor of all.
+        rows = node.outputs[0]
+        cast = _cast(rows)
+        rows.replace_all_uses_with(cast.outputs[0], replace_graph_outputs=True)
+        cast.replace_input_with(0, rows)
+        graph.insert_after(node, cast)
+        return
+    for index, value in enumerate(node.inputs):
+        if value in weights:
+            assert value is not None
+            cast = _cast(value)
+            graph.insert_before(node, cast)
+            node.replace_input_with(index, cast.outputs[0])
+
+
+def _cast(value: ir.Value) -> ir.Node:
+    return ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT.value}, name=f"{value.name}.fp32")
