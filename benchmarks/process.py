@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 KIB, MIB = 1024, 1024**2
 
@@ -56,7 +58,7 @@ class Result:
     stderr: str
 
 
-class CommandFailed(Exception):
+class CommandError(Exception):
     """A measured command exited with another code than 0; the message ends with what it printed last."""
 
 
@@ -71,14 +73,20 @@ def run_measured(
         environment: variables to set on top of the current ones.
 
     Raises:
-        CommandFailed: the exit code was not 0.
+        CommandError: the exit code was not 0.
         FileNotFoundError: there is no such program.
     """
     receive, send = os.pipe()
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(send), *command]
     try:
         done = subprocess.run(
-            launcher, cwd=cwd, env={**os.environ, **(environment or {})}, pass_fds=(send,), capture_output=True, text=True
+            launcher,
+            check=False,
+            cwd=cwd,
+            env={**os.environ, **(environment or {})},
+            pass_fds=(send,),
+            capture_output=True,
+            text=True,
         )
     finally:
         os.close(send)
@@ -98,7 +106,7 @@ def run_measured(
         stderr=done.stderr,
     )
     if result.exit_code:
-        raise CommandFailed(
+        raise CommandError(
             f"{' '.join(command)} exited {result.exit_code}\n{result.stdout[-1000:]}\n{result.stderr[-3000:]}"
         )
     return result
@@ -145,12 +153,3 @@ def _kib_fields(pid: int, name: str) -> dict[str, int]:
         raise ProcessLookupError(f"no process {pid}") from error
     words = [line.split() for line in lines]
     return {word[0].rstrip(":"): int(word[1]) * KIB for word in words if len(word) == 3 and word[2] == "kB"}
-
-
-def timed(action: str, command: Sequence[str]) -> float:
-    """Wall seconds of a command run for its side effect; `action` names it in errors."""
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise CommandFailed(f"{action} failed: {done.stderr.strip()}")
-    return time.perf_counter() - start

@@ -1,0 +1,74 @@
+"""Ahead-of-time compiler for the text encoders of text-to-image models.
+
+The public API. Names load when they are used, so that importing the package costs nothing:
+
+    plan = skrr_export.Plan.load("plan.json")
+    skrr_export.export_checkpoint("t5-v1_1-xxl", "t5.bundle", skrr_export.ExportOptions(plan=plan))
+    session = skrr_export.open_session("t5.bundle")
+    session.encode(input_ids)["last_hidden_state"]
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skrr_export.bundle import Bundle, open_bundle
+    from skrr_export.errors import SkrrError
+    from skrr_export.exporting import ExportOptions, export_checkpoint
+    from skrr_export.measure.verify import verify
+    from skrr_export.plan import Plan
+    from skrr_export.targets.onnx.session import OnnxSession
+    from skrr_export.tokenization import encode_prompts
+
+__all__ = [
+    "Bundle",
+    "ExportOptions",
+    "Plan",
+    "SkrrError",
+    "encode_prompts",
+    "export_checkpoint",
+    "open_bundle",
+    "open_session",
+    "verify",
+]
+
+_HOMES = {
+    "Bundle": "bundle",
+    "ExportOptions": "exporting",
+    "Plan": "plan",
+    "SkrrError": "errors",
+    "encode_prompts": "tokenization",
+    "export_checkpoint": "exporting",
+    "open_bundle": "bundle",
+    "verify": "measure.verify",
+}
+
+
+def open_session(
+    bundle: str | Path, *, target: str = "onnx", device: str = "cpu", mode: str = "mapped", threads: int | None = None
+) -> OnnxSession:
+    """Open a bundle and load one of its targets.
+
+    Args:
+        bundle: the bundle's directory.
+        target: which of its formats.
+        device: `cpu` or `cuda`.
+        mode: on a CPU, `mapped` (least memory) or `prepacked` (fastest).
+        threads: for the operators of one call; default: the runtime's own choice.
+
+    Raises:
+        SkrrError: it cannot be loaded.
+    """
+    from skrr_export.bundle import open_bundle
+    from skrr_export.targets import open_target
+
+    return open_target(open_bundle(bundle), target, device=device, mode=mode, threads=threads)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'skrr_export' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"skrr_export.{_HOMES[name]}"), name)

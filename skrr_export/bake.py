@@ -19,13 +19,12 @@ import torch
 
 from skrr_export.dtypes import READABLE, DType
 from skrr_export.errors import CheckpointError
+from skrr_export.progress import Progress, silent
 from skrr_export.tensorfile import PAD_PREFIX, Layout, StoredTensor, TensorSpec, lay_out
 
 CHUNK_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]
-Progress = Callable[[int], None]
-"""Called with the number of bytes written since the last call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ def weights_layout(tensors: Sequence[StoredTensor], dtype: DType, file: Path) ->
 
 
 def bake(
-    tensors: Sequence[StoredTensor], layout: Layout, dtype: DType, output: BinaryIO, progress: Progress = lambda _: None
+    tensors: Sequence[StoredTensor], layout: Layout, dtype: DType, output: BinaryIO, progress: Progress = silent
 ) -> Baked:
     """Write the weights file.
 
@@ -53,7 +52,7 @@ def bake(
         layout: where they go.
         dtype: what they are cast to (rounding to nearest even, as torch does).
         output: an empty binary file.
-        progress: told of every chunk written.
+        progress: told how many bytes of how many are written.
 
     Raises:
         CheckpointError: the checkpoint changed or cannot be read.
@@ -63,14 +62,16 @@ def bake(
     digest = hashlib.sha256(layout.header)
     output.write(layout.header)
     nonfinite: dict[str, str] = {}
+    done = len(layout.header)
     # One thread hashes and writes a chunk while this one reads, casts and checks the next: hashing releases the GIL.
     with ThreadPoolExecutor(1) as writer:
         pending: Future[None] | None = None
-        for name, chunk in _chunks(layout, sources, dtype, nonfinite):
+        for chunk in _chunks(layout, sources, dtype, nonfinite):
             if pending is not None:
                 pending.result()
             pending = writer.submit(_emit, digest.update, output, chunk)
-            progress(len(chunk) if not name.startswith(PAD_PREFIX) else 0)
+            done += len(chunk)
+            progress("baking", done, layout.nbytes)
         if pending is not None:
             pending.result()
     return Baked(digest.hexdigest(), layout.nbytes, tuple(nonfinite.values()))
@@ -83,17 +84,17 @@ def _emit(update: Callable[[memoryview], None], output: BinaryIO, chunk: memoryv
 
 def _chunks(
     layout: Layout, sources: dict[str, StoredTensor], dtype: DType, nonfinite: dict[str, str]
-) -> Iterator[tuple[str, memoryview]]:
+) -> Iterator[memoryview]:
     for placed in layout.tensors:
         if placed.name.startswith(PAD_PREFIX):
-            yield placed.name, memoryview(bytes(placed.nbytes))
+            yield memoryview(bytes(placed.nbytes))
             continue
         source = sources[placed.name]
         for chunk in _read(source):
             cast = _cast(chunk, READABLE[source.code], dtype)
             if placed.name not in nonfinite and _has_nonfinite(cast, dtype):
                 nonfinite[placed.name] = _describe_nonfinite(source, chunk, dtype)
-            yield placed.name, memoryview(cast).cast("B")
+            yield memoryview(cast).cast("B")
 
 
 def _read(tensor: StoredTensor) -> Iterator[Bytes]:

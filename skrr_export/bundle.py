@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from skrr_export.dtypes import BAKEABLE, DType
 from skrr_export.errors import BundleError, PlanError
 from skrr_export.pipelines import Preset
 from skrr_export.plan import Plan
+from skrr_export.progress import Progress, silent
 from skrr_export.tensorfile import StoredTensor, read_header
 
 FORMAT = "skrr-bundle/1"
@@ -20,8 +21,6 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer"
 CONFIG = "config.json"
-
-_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,15 +173,17 @@ class Bundle:
             raise BundleError(f"{self.directory} has no target '{target}'; it has: {known}")
         return self.directory / self.manifest.targets[target]["file"]
 
-    def check_hashes(self, progress: Callable[[int], None] = lambda _: None) -> None:
+    def check_hashes(self, progress: Progress = silent) -> None:
         """Read every file and compare its hash; 1 to 2 GB/s.
 
         Raises:
             BundleError: a file was changed; the message names it.
         """
+        done = 0
         for name, entry in self.manifest.files.items():
-            if hash_file(self.directory / name, progress) != entry.sha256:
-                raise BundleError(f"{self.directory / name} was changed: its hash is not the manifest's; export again")
+            progress(f"checking {name}", done, self.nbytes)
+            _check_hash(self.directory / name, entry)
+            done += entry.nbytes
 
 
 def open_bundle(directory: str | Path) -> Bundle:
@@ -214,15 +215,11 @@ def _check_file(path: Path, entry: FileEntry, *, hashed: bool) -> None:
     size = path.stat().st_size
     if size != entry.nbytes:
         raise BundleError(f"{path} is {size} bytes long, the manifest says {entry.nbytes}; it was truncated or changed")
-    if hashed and hash_file(path) != entry.sha256:
-        raise BundleError(f"{path} was changed: its hash is not the manifest's; export again")
+    if hashed:
+        _check_hash(path, entry)
 
 
-def hash_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
+def _check_hash(path: Path, entry: FileEntry) -> None:
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            progress(len(chunk))
-    return digest.hexdigest()
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+            raise BundleError(f"{path} was changed: its hash is not the manifest's; export again")

@@ -4,23 +4,58 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from skrr_export.bake import Baked, bake, weights_layout
 from skrr_export.bundle import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, Bundle, FileEntry, Manifest
 from skrr_export.checkpoint import TOKENIZER_FILES, Checkpoint, find_tokenizer, open_checkpoint
 from skrr_export.dtypes import BAKEABLE, FP32, READABLE, DType, bakeable
+from skrr_export.encoders import Encoder, Selection, recognise, select
 from skrr_export.errors import CheckpointError, InputError
-from skrr_export.pipelines import preset
+from skrr_export.pipelines import Preset, find_preset
 from skrr_export.plan import Plan
+from skrr_export.progress import Progress, silent
 from skrr_export.staging import StagedDirectory
+from skrr_export.targets import TARGETS
+from skrr_export.targets.onnx.graph import GRAPH, OPSET, build
+from skrr_export.tensorfile import Layout
 
-TARGETS = ("onnx",)
-"""Formats `export_checkpoint` knows."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, and how much of how much is done."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """How to export."""
+
+    plan: Plan | None = None
+    """Which weights run where; `None`: every layer its own."""
+    pipeline: str = "plain"
+    """Name of a preset of `skrr_export.pipelines`."""
+    dtype: str | None = None
+    """`fp32`, `fp16` or `bf16`; `None`: the checkpoint's own."""
+    targets: tuple[str, ...] = ("onnx",)
+    """Formats to write."""
+    subfolder: str | None = None
+    """The encoder's folder in a pipeline directory."""
+    tokenizer: Path | None = None
+    """Directory of the tokenizer; `None`: the one found with the checkpoint."""
+    batch: int | None = None
+    """Fixed batch size; `None`: free."""
+    sequence: int | None = None
+    """Fixed sequence length, in tokens; `None`: free."""
+    inline: bool = False
+    """Write an ONNX graph without model-local functions."""
+    replace: bool = False
+    """Replace a bundle that exists."""
+
+    def __post_init__(self) -> None:
+        unknown = [target for target in self.targets if target not in TARGETS]
+        if unknown or not self.targets:
+            raise InputError(f"unknown target '{', '.join(unknown)}'; known: {', '.join(TARGETS)}")
+        for name, value in (("batch", self.batch), ("sequence", self.sequence)):
+            if value is not None and value < 1:
+                raise InputError(f"the {name} size must be at least 1, not {value}")
+        if self.dtype is not None:
+            bakeable(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,124 +68,110 @@ class Exported:
     """What the weights would take without the plan, in the bundle's dtype."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Everything that is decided before anything is written."""
+
+    checkpoint: Checkpoint
+    encoder: Encoder
+    plan: Plan
+    selection: Selection
+    preset: Preset
+    dtype: DType
+    layout: Layout
+    options: ExportOptions
+
+
 def export_checkpoint(
     location: str | Path,
     output: str | Path,
+    options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     *,
-    plan: Plan | None = None,
-    pipeline: str = "plain",
-    dtype: str | None = None,
-    targets: Sequence[str] = TARGETS,
-    subfolder: str | None = None,
-    tokenizer: str | Path | None = None,
-    batch: int | None = None,
-    sequence: int | None = None,
-    inline: bool = False,
-    replace_output: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Exported:
     """Export a text encoder under a plan.
 
     Args:
         location: checkpoint directory or hub id.
         output: the bundle's directory; appears whole or not at all.
-        plan: which weights run where; default: all of them.
-        pipeline: name of the preset, see `skrr_export.pipelines`.
-        dtype: `fp32`, `fp16` or `bf16`; default: the checkpoint's own.
-        targets: formats to write.
-        subfolder: the encoder's folder in a pipeline directory.
-        tokenizer: directory of the tokenizer; default: the one found with the checkpoint.
-        batch: fix the batch size.
-        sequence: fix the sequence length, in tokens.
-        inline: write an ONNX graph without model-local functions.
-        replace_output: replace a bundle that exists.
+        options: how.
         progress: told how far the job is.
 
     Raises:
         SkrrError: of the kind that says what was wrong; nothing is written then.
     """
-    _check_targets(targets)
-    _check_size("--batch", batch)
-    _check_size("--sequence", sequence)
-    chosen = bakeable(dtype) if dtype is not None else None
-    with StagedDirectory(Path(output), replace=replace_output, marker=MANIFEST) as stage:
-        checkpoint = open_checkpoint(location, subfolder)
-        if tokenizer is not None:
-            checkpoint = _with_tokenizer(checkpoint, Path(tokenizer))
-
-        from skrr_export.bake import bake, weights_layout
-        from skrr_export.encoders import recognise, select
-        from skrr_export.targets.onnx.graph import OPSET, build
-
-        encoder = recognise(checkpoint)
-        plan = plan or Plan.identity(encoder.family, encoder.num_layers)
-        selection = select(checkpoint, encoder, plan)
-        feed = preset(pipeline, encoder.family, encoder.max_length)
-        if sequence is not None:
-            if encoder.max_length is not None and sequence > encoder.max_length:
-                raise InputError(f"--sequence {sequence}: this encoder takes at most {encoder.max_length} tokens")
-            feed = replace(feed, max_length=sequence, padding="max_length")
-        chosen = chosen or _own_dtype(READABLE[selection.tensors[0].code])
-        layout = weights_layout(selection.tensors, chosen, Path(WEIGHTS))
-        stage.require_space(layout.nbytes)
-
-        progress("tracing", 0, layout.nbytes)
-        sizes = (batch or "batch", sequence or "sequence")
-        graph = build(encoder, plan, layout, chosen, masked=feed.masked, sizes=sizes, inline=inline)
-        done = 0
-
-        def baking(nbytes: int) -> None:
-            nonlocal done
-            done += nbytes
-            progress("baking", done, layout.nbytes)
-
-        baked = bake(selection.tensors, layout, chosen, stage.create(WEIGHTS), baking)
+    with StagedDirectory(Path(output), replace=options.replace, marker=MANIFEST) as stage:
+        job = _prepare(location, options)
+        stage.require_space(job.layout.nbytes)
+        progress("tracing", 0, job.layout.nbytes)
+        graph = _graph(job)
+        baked = bake(job.selection.tensors, job.layout, job.dtype, stage.create(WEIGHTS), progress)
         files = {WEIGHTS: FileEntry(baked.sha256, baked.nbytes)}
-        for name, content in {"model.onnx": graph, **_companions(checkpoint)}.items():
+        for name, content in {GRAPH: graph, **_companions(job.checkpoint)}.items():
             stage.write(name, content)
             files[name] = FileEntry(hashlib.sha256(content).hexdigest(), len(content))
-        manifest = Manifest(
-            family=encoder.family,
-            num_layers=encoder.num_layers,
-            hidden_size=encoder.hidden_size,
-            vocab_size=encoder.vocab_size,
-            max_length=encoder.max_length,
-            plan=plan,
-            pipeline=feed,
-            dtype=chosen,
-            batch=batch,
-            sequence=sequence,
-            total_parameters=selection.total_parameters,
-            kept_parameters=selection.kept_parameters,
-            targets={"onnx": {"file": "model.onnx", "opset": OPSET, "inline": inline}},
-            files=files,
-            tools={name: importlib.metadata.version(name) for name in ("skrr-export", "torch", "onnxscript", "onnx-ir")},
-        )
+        manifest = _manifest(job, files)
         stage.write(MANIFEST, manifest.to_json().encode())
-        progress("writing to disk", layout.nbytes, layout.nbytes)
-    dense = selection.total_parameters * chosen.itemsize
-    return Exported(Bundle(Path(output), manifest), baked.warnings, dense)
+        progress("flushing to disk", baked.nbytes, baked.nbytes)
+    return _exported(Path(output), manifest, baked)
 
 
-def _check_targets(targets: Sequence[str]) -> None:
-    unknown = [target for target in targets if target not in TARGETS]
-    if unknown or not targets:
-        raise InputError(f"unknown target '{', '.join(unknown)}'; choose of: {', '.join(TARGETS)}")
+def _prepare(location: str | Path, options: ExportOptions) -> _Job:
+    checkpoint = open_checkpoint(location, options.subfolder)
+    if options.tokenizer is not None:
+        if find_tokenizer(options.tokenizer, options.tokenizer, None) is None:
+            raise InputError(f"no tokenizer in {options.tokenizer} (looked for {', '.join(TOKENIZER_FILES[:2])}, ...)")
+        checkpoint = replace(checkpoint, tokenizer=options.tokenizer)
+    encoder = recognise(checkpoint)
+    plan = options.plan or Plan.identity(encoder.family, encoder.num_layers)
+    selection = select(checkpoint, encoder, plan)
+    preset = find_preset(options.pipeline, encoder.family, encoder.max_length)
+    if options.sequence is not None:
+        if encoder.max_length is not None and options.sequence > encoder.max_length:
+            raise InputError(f"a sequence of {options.sequence} exceeds this encoder's maximum of {encoder.max_length}")
+        preset = replace(preset, max_length=options.sequence, padding="max_length")
+    own = READABLE[selection.tensors[0].code]
+    dtype = bakeable(options.dtype or (own.name if own.name in BAKEABLE else FP32.name))
+    layout = weights_layout(selection.tensors, dtype, Path(WEIGHTS))
+    return _Job(checkpoint, encoder, plan, selection, preset, dtype, layout, options)
 
 
-def _check_size(option: str, size: int | None) -> None:
-    if size is not None and size < 1:
-        raise InputError(f"{option} must be at least 1, not {size}")
+def _graph(job: _Job) -> bytes:
+    sizes = (job.options.batch or "batch", job.options.sequence or "sequence")
+    return build(
+        job.encoder,
+        job.plan,
+        job.layout,
+        job.dtype,
+        masked=job.preset.masked,
+        sizes=sizes,
+        inline=job.options.inline,
+    )
 
 
-def _own_dtype(stored: DType) -> DType:
-    return stored if stored.name in BAKEABLE else FP32
+def _manifest(job: _Job, files: dict[str, FileEntry]) -> Manifest:
+    return Manifest(
+        family=job.encoder.family,
+        num_layers=job.encoder.num_layers,
+        hidden_size=job.encoder.hidden_size,
+        vocab_size=job.encoder.vocab_size,
+        max_length=job.encoder.max_length,
+        plan=job.plan,
+        pipeline=job.preset,
+        dtype=job.dtype,
+        batch=job.options.batch,
+        sequence=job.options.sequence,
+        total_parameters=job.selection.total_parameters,
+        kept_parameters=job.selection.kept_parameters,
+        targets={"onnx": {"file": GRAPH, "opset": OPSET, "functions": not job.options.inline}},
+        files=files,
+        tools={name: importlib.metadata.version(name) for name in ("skrr-export", "torch", "onnxscript", "onnx-ir")},
+    )
 
 
-def _with_tokenizer(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
-    if find_tokenizer(directory, directory, None) is None:
-        raise InputError(f"--tokenizer {directory}: no tokenizer there (looked for {', '.join(TOKENIZER_FILES[:2])}, ...)")
-    return replace(checkpoint, tokenizer=directory)
+def _exported(directory: Path, manifest: Manifest, baked: Baked) -> Exported:
+    dense = manifest.total_parameters * manifest.dtype.itemsize
+    return Exported(Bundle(directory, manifest), baked.warnings, dense)
 
 
 def _companions(checkpoint: Checkpoint) -> dict[str, bytes]:

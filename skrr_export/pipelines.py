@@ -58,9 +58,7 @@ PRESETS: Mapping[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset(name="plain", max_length=512, padding="longest", masked=True, reads_padding=False),
-        Preset(
-            name="flux.1", max_length=512, padding="max_length", masked=False, reads_padding=True, families=("t5",)
-        ),
+        Preset(name="flux.1", max_length=512, padding="max_length", masked=False, reads_padding=True, families=("t5",)),
         Preset(name="sd3", max_length=256, padding="max_length", masked=False, reads_padding=True, families=("t5",)),
         # diffusers also strips HTML and the like from PixArt prompts when bs4 and ftfy are installed; do that first.
         Preset(
@@ -76,7 +74,7 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-def preset(name: str, family: str, max_length: int | None) -> Preset:
+def find_preset(name: str, family: str, max_length: int | None) -> Preset:
     """Look a preset up for an encoder.
 
     Args:

@@ -11,9 +11,9 @@ def main() -> None:
     """Command line."""
     checkpoint, output = sys.argv[1], Path(sys.argv[2])
     output.mkdir(parents=True, exist_ok=True)
-    model = T5EncoderModel.from_pretrained(checkpoint, attn_implementation="eager").eval()
-    # Two distinct tensors, neither dimension 1: an example that repeats a tensor, or that has a dimension of 1, would be
-    # specialised on it.
+    # With the default, `sdpa`, torch 2.13 fails to decompose what it traced: "Cannot view a tensor with shape ...".
+    model = T5EncoderModel.from_pretrained(checkpoint, attn_implementation="eager")
+    # No dimension of the examples is 1: tracing would take it for a constant.
     ids = torch.arange(2 * 77).reshape(2, 77)
     mask = torch.ones(2, 77, dtype=torch.int64)
     dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}

@@ -1,0 +1,83 @@
+"""The command line. Commands load when they are run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from skrr_export.errors import SkrrError
+
+COMMANDS = {
+    "export": "Export a text encoder under a plan to a bundle.",
+    "verify": "Prove a bundle against transformers; exit 1 when a limit is exceeded.",
+    "inspect": "Show what a bundle holds.",
+    "encode": "Encode prompts with a bundle.",
+    "plan": "Make, check and draw plans.",
+}
+"""Commands by name, with the line `--help` shows; each lives in the module of its name."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported only to be run or explained."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002, D102
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002, D102
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"skrr_export.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002, D102
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="skrr-export")
+def cli() -> None:
+    """Compile the text encoder of a text-to-image model ahead of time: skip and re-use its layers, share their weights.
+
+    \b
+    Examples:
+      skrr-export plan from-order "46,45,5,6,11" --num-layers 24 --drop 5 -o plan.json
+      skrr-export export FLUX.1-dev --subfolder text_encoder_2 --pipeline flux.1 --plan plan.json -o t5.bundle
+      skrr-export verify t5.bundle --reference FLUX.1-dev/text_encoder_2
+      skrr-export encode t5.bundle "a cat" -o cat.npz
+
+    Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line: an error the user can mend is one line on stderr and exit code 2."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except SkrrError as error:
+        _fail(str(error))
+    except click.UsageError as error:
+        hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
+        _fail(error.format_message() + hint)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    sys.exit(2)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    """Leave as if interrupted, so that what is half written is removed."""
+    raise KeyboardInterrupt

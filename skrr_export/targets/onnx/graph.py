@@ -16,6 +16,8 @@ from skrr_export.plan import Plan
 from skrr_export.targets.onnx.trace import DOMAIN, OPSET, trace
 from skrr_export.tensorfile import Layout
 
+GRAPH = "model.onnx"
+"""The target's file in the bundle."""
 IR_VERSION = 11
 """What ONNX 1.18 introduced together with opset 23."""
 

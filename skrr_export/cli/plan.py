@@ -1,0 +1,100 @@
+"""`skrr-export plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from skrr_export.cli.output import Output, output_options
+from skrr_export.plan import Plan, parse_reuse, parse_units
+from skrr_export.plan_view import summary, svg, table
+from skrr_export.staging import write_file
+
+
+@click.group()
+def command() -> None:
+    """Make, check and draw plans."""
+
+
+@command.command("from-order")
+@click.argument("order")
+@click.option("--num-layers", type=int, required=True, help="Layers of the encoder.")
+@click.option("--drop", type=int, required=True, help="How many units of the order are dropped.")
+@click.option("--reuse", help="DROPPED:SOURCE units, comma-separated: the source runs in the dropped one's place.")
+@click.option("--family", default="t5", show_default=True, help="Encoder family.")
+@click.option("-o", "--output", "plan_file", required=True, type=click.Path(path_type=Path), help="Plan file to write.")
+@output_options
+def from_order(
+    order: str, num_layers: int, drop: int, reuse: str | None, family: str, plan_file: Path, output: Output
+) -> None:
+    """Make a plan from the paper's notation.
+
+    ORDER is a comma-separated list of units, first dropped first: 2 * layer is a layer's attention, 2 * layer + 1 its
+    feed-forward.
+
+    \b
+    Example: the paper's order for FLUX.1-dev at 41.9% sparsity, with two units re-used
+      skrr-export plan from-order "46,45,5,6,11,20,19,22,23,30,29,47,2,44,32,31,18,17,37,36,43" \\
+          --num-layers 24 --drop 21 --reuse 5:7,6:4 -o plan.json
+    """
+    plan = Plan.from_order(
+        family,
+        num_layers,
+        parse_units(order),
+        drop=drop,
+        reuse=parse_reuse(reuse) if reuse else None,
+        provenance={"method": "order", "order": order, "drop": drop, "reuse": reuse or ""},
+    )
+    write_file(plan_file, plan.to_json().encode())
+    output.result(plan.to_dict(), f"{plan_file}: {summary(plan)}")
+
+
+@command.command()
+@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@click.option("--svg", "picture", type=click.Path(path_type=Path), help="Also draw the plan into this file.")
+@output_options
+def show(plan_file: Path, picture: Path | None, output: Output) -> None:
+    """Show a plan as a table, and draw it.
+
+    \b
+    Example:
+      skrr-export plan show plan.json --svg plan.svg
+    """
+    plan = Plan.load(plan_file)
+    if picture is not None:
+        write_file(picture, svg(plan).encode())
+    output.result({**plan.to_dict(), "counts": plan.counts()}, table(plan))
+
+
+@command.command()
+@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
+@click.option("--subfolder", help="The encoder's folder in a pipeline directory, e.g. text_encoder_2.")
+@output_options
+def check(plan_file: Path, checkpoint: str, subfolder: str | None, output: Output) -> None:
+    """Check that a plan fits a checkpoint, and say how sparse it makes it.
+
+    Reads no weights.
+
+    \b
+    Example:
+      skrr-export plan check plan.json FLUX.1-dev --subfolder text_encoder_2
+    """
+    plan = Plan.load(plan_file)
+    from skrr_export.checkpoint import open_checkpoint
+    from skrr_export.encoders import recognise, select
+
+    opened = open_checkpoint(checkpoint, subfolder)
+    selection = select(opened, recognise(opened), plan)
+    output.result(
+        {
+            "sparsity": selection.sparsity,
+            "total_parameters": selection.total_parameters,
+            "kept_parameters": selection.kept_parameters,
+            "counts": plan.counts(),
+        },
+        summary(plan),
+        f"fits {opened.directory}: {selection.kept_parameters:,} of {selection.total_parameters:,} parameters are "
+        f"used, sparsity {selection.sparsity:.1%}",
+    )

@@ -1,0 +1,90 @@
+"""`skrr-export verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from skrr_export.cli.output import Output, output_options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from skrr_export.measure.verify import Report
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--reference", help="The original checkpoint: covers the baking too, and measures the plan's loss.")
+@click.option("--subfolder", help="The encoder's folder, where --reference is a pipeline directory.")
+@click.option("--to", "target", default="onnx", show_default=True, help="Target to verify.")
+@click.option("--prompts", "prompts_file", type=click.Path(path_type=Path), help="Prompts, one a line; default: ours.")
+@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where to run.")
+@click.option("--seed", default=0, show_default=True, help="Of the random token ids.")
+@output_options
+def command(
+    bundle: Path,
+    reference: str | None,
+    subfolder: str | None,
+    target: str,
+    prompts_file: Path | None,
+    device: str,
+    seed: int,
+    output: Output,
+) -> None:
+    """Prove a bundle against transformers; exit 1 when a limit is exceeded.
+
+    Drift is the export's own error: the target against transformers under the same plan. Loss is what the plan costs:
+    the target against the dense original (only with --reference). Files are checked against their hashes first.
+
+    \b
+    Example:
+      skrr-export verify t5.bundle --reference t5-v1_1-xxl
+    """
+    from skrr_export.bundle import open_bundle
+    from skrr_export.checkpoint import open_checkpoint
+    from skrr_export.measure.verify import verify
+    from skrr_export.prompts import default_prompts, read_prompts
+    from skrr_export.targets import open_target
+
+    prompts = default_prompts() if prompts_file is None else read_prompts(prompts_file)
+    directory = None if reference is None else open_checkpoint(reference, subfolder).directory
+    opened = open_bundle(bundle)
+    with output.progress() as progress:
+        opened.check_hashes(progress)
+        session = open_target(opened, target, device=device)
+        report = verify(opened, session, prompts, reference=directory, seed=seed, progress=progress)
+    verdict = "[green]passed[/]" if report.passed else "[red]FAILED[/]"
+    output.result(
+        {"bundle": str(bundle), "target": target, **report.to_dict()},
+        _table(report),
+        *(f"note: {note}" for note in report.notes),
+        *(f"[red]failed:[/] {failure}" for failure in report.failures),
+        f"{bundle}: {verdict} ({report.cases} batches, {report.prompts} prompts)",
+    )
+    if not report.passed:
+        raise SystemExit(1)
+
+
+def _table(report: Report) -> Table:
+    from rich.table import Table
+
+    rows = [("drift", "tokens", report.drift.tokens), ("drift", "padding", report.drift.padding)]
+    if report.loss is not None:
+        rows += [("loss", "tokens", report.loss.tokens), ("loss", "padding", report.loss.padding)]
+    columns = ("", "rows", "count", "relative L2", "cosine min", "1st pct", "mean", "max abs")
+    view = Table(*columns, "error .5", ".9", ".99", ".9999", "non-finite")
+    for kind, name, deviation in rows:
+        quantiles = (deviation.error_quantiles or {}).values() or (None,) * 4
+        numbers = (deviation.relative_l2, deviation.cosine_min, deviation.cosine_p1, deviation.cosine_mean)
+        cells = [_number(value) for value in (*numbers, deviation.max_abs, *quantiles)]
+        view.add_row(kind, name, str(deviation.tokens), *cells, str(deviation.nonfinite))
+    return view
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.7f}" if 0.9 < value < 1 else f"{value:.3g}"

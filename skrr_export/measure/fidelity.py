@@ -1,0 +1,95 @@
+"""How two sets of embeddings differ: the numbers of a fidelity report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+QUANTILES = (0.5, 0.9, 0.99, 0.9999)
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """How far tokens lie from their reference; what could not be measured is `None`."""
+
+    tokens: int
+    nonfinite: int
+    """Values of ours that are NaN or infinite; the other numbers leave such tokens out."""
+    relative_l2: float | None
+    """Norm of the difference over the norm of the reference, all tokens together."""
+    cosine_min: float | None
+    cosine_p1: float | None
+    """First percentile over tokens."""
+    cosine_mean: float | None
+    max_abs: float | None
+    error_quantiles: dict[str, float] | None
+    """Quantiles of the absolute error over all values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the JSON report."""
+        return asdict(self)
+
+
+class DeviationMeter:
+    """Collects tokens batch by batch."""
+
+    def __init__(self) -> None:
+        self._cosines: list[Array] = []
+        self._errors: list[npt.NDArray[np.float32]] = []
+        self._difference_squared = 0.0
+        self._reference_squared = 0.0
+        self._tokens = 0
+        self._nonfinite = 0
+
+    def add(self, ours: npt.NDArray[np.floating[Any]], reference: npt.NDArray[np.floating[Any]]) -> None:
+        """Take in tokens `[tokens, hidden_size]`; differences are taken in float64.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if ours.shape != reference.shape or ours.ndim != 2:
+            raise ValueError(f"shapes {ours.shape} and {reference.shape} cannot be compared")
+        self._tokens += len(ours)
+        self._nonfinite += int((~np.isfinite(ours)).sum())
+        finite = np.isfinite(ours).all(axis=1)
+        a, b = ours[finite].astype(np.float64), reference[finite].astype(np.float64)
+        difference = a - b
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        dots = (a * b).sum(axis=1)
+        # Two zero vectors agree; a zero against a non-zero one does not.
+        self._cosines.append(
+            np.where(norms > 0, dots / np.where(norms > 0, norms, 1), (difference == 0).all(axis=1).astype(np.float64))
+        )
+        self._errors.append(np.abs(difference).astype(np.float32).ravel())
+        self._difference_squared += float((difference**2).sum())
+        self._reference_squared += float((b**2).sum())
+
+    def result(self) -> Deviation:
+        """The numbers over all tokens so far."""
+        cosines = np.concatenate(self._cosines) if self._cosines else np.empty(0)
+        if not cosines.size:
+            return Deviation(self._tokens, self._nonfinite, None, None, None, None, None, None)
+        errors = np.concatenate(self._errors)
+        quantiles = np.quantile(errors, QUANTILES)
+        return Deviation(
+            tokens=self._tokens,
+            nonfinite=self._nonfinite,
+            relative_l2=_ratio(math.sqrt(self._difference_squared), math.sqrt(self._reference_squared)),
+            cosine_min=float(cosines.min()),
+            cosine_p1=float(np.quantile(cosines, 0.01)),
+            cosine_mean=float(cosines.mean()),
+            max_abs=float(errors.max()),
+            error_quantiles={str(q): float(value) for q, value in zip(QUANTILES, quantiles, strict=True)},
+        )
+
+
+def _ratio(difference: float, reference: float) -> float:
+    if reference > 0:
+        return difference / reference
+    return 0.0 if difference == 0 else math.inf

@@ -1,0 +1,199 @@
+"""Verify a bundle: drift of a target against transformers under the same plan, and loss against the dense original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from skrr_export.bundle import TOKENIZER, Bundle
+from skrr_export.measure.fidelity import Deviation, DeviationMeter
+from skrr_export.measure.limits import LIMITS
+from skrr_export.progress import Progress, silent
+from skrr_export.targets.onnx.session import Ids, OnnxSession
+from skrr_export.tokenization import BATCH, Tokenizer
+
+
+class Encode(Protocol):
+    """Anything that turns ids and a mask into `last_hidden_state`."""
+
+    def __call__(self, input_ids: Ids, attention_mask: Ids | None) -> npt.NDArray[np.floating[Any]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A batch to compare on."""
+
+    name: str
+    input_ids: Ids
+    attention_mask: Ids
+    """Which rows are tokens; given to the encoder only where the pipeline does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Tokens and padding, apart."""
+
+    tokens: Deviation
+    padding: Deviation
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `verify` found."""
+
+    computes_in: str
+    """Precision the target computes in, which decides the limits."""
+    cases: int
+    prompts: int
+    """0 where the bundle carries no tokenizer: random ids only."""
+    drift: Comparison
+    loss: Comparison | None
+    """`None`: not measured, no dense reference was given."""
+    failures: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything is within its limit."""
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the JSON report."""
+
+        def comparison(value: Comparison | None) -> dict[str, Any] | None:
+            return value and {"tokens": value.tokens.to_dict(), "padding": value.padding.to_dict()}
+
+        limits = LIMITS[self.computes_in]
+        return {
+            "passed": self.passed,
+            "failures": list(self.failures),
+            "computes_in": self.computes_in,
+            "limits": {"relative_l2": limits.relative_l2, "cosine_distance": limits.cosine_distance},
+            "cases": self.cases,
+            "prompts": self.prompts,
+            "drift": comparison(self.drift),
+            "loss": comparison(self.loss),
+            "notes": list(self.notes),
+        }
+
+
+def verify(
+    bundle: Bundle,
+    session: OnnxSession,
+    prompts: Sequence[str],
+    *,
+    reference: Path | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Report:
+    """Compare a session with transformers.
+
+    Args:
+        bundle: what the session runs.
+        session: the target under test.
+        prompts: to compare on, beside random ids; used if the bundle carries a tokenizer.
+        reference: the original checkpoint's directory. With it, drift also covers the baking of the weights, and the
+            loss is measured.
+        seed: of the random ids.
+        progress: told how far the job is.
+
+    Raises:
+        SkrrError: something cannot be loaded.
+    """
+    from skrr_export.measure.reference import dense_reference, planned_reference
+
+    tokenised = (bundle.directory / TOKENIZER).is_dir()
+    cases = [
+        *(_prompt_cases(bundle, prompts) if tokenised else ()),
+        *_random_cases(bundle, np.random.default_rng(seed)),
+    ]
+    ours = _run(lambda ids, mask: session.encode(ids, mask)["last_hidden_state"], bundle, cases, "target", progress)
+    drift = _compare(ours, _run(planned_reference(bundle, reference), bundle, cases, "reference", progress), cases)
+    loss = None
+    if reference is not None:
+        loss = _compare(ours, _run(dense_reference(reference), bundle, cases, "dense reference", progress), cases)
+    computes_in = "fp32" if session.lowered else bundle.manifest.dtype.name
+    return Report(
+        computes_in=computes_in,
+        cases=len(cases),
+        prompts=len(prompts) if tokenised else 0,
+        drift=drift,
+        loss=loss,
+        failures=tuple(_failures(drift, computes_in, reads_padding=bundle.manifest.pipeline.reads_padding)),
+        notes=session.notes
+        if tokenised
+        else (*session.notes, "no tokenizer in the bundle: verified on random ids only"),
+    )
+
+
+def _run(
+    encode: Encode, bundle: Bundle, cases: Sequence[Case], what: str, progress: Progress
+) -> list[npt.NDArray[np.floating[Any]]]:
+    outputs = []
+    for done, case in enumerate(cases):
+        progress(f"{what}: {case.name}", done, len(cases))
+        outputs.append(encode(case.input_ids, case.attention_mask if bundle.manifest.pipeline.masked else None))
+    progress(what, len(cases), len(cases))
+    return outputs
+
+
+def _prompt_cases(bundle: Bundle, prompts: Sequence[str]) -> Iterator[Case]:
+    tokenizer = Tokenizer(bundle)
+    size = bundle.manifest.batch or BATCH
+    for begin in range(0, len(prompts), size):
+        batch = list(prompts[begin : begin + size])
+        if bundle.manifest.batch is not None:
+            batch += [""] * (size - len(batch))
+        tokens = tokenizer(batch)
+        yield Case(f"prompts {begin + 1} to {begin + len(batch)}", tokens.input_ids, tokens.attention_mask)
+
+
+def _random_cases(bundle: Bundle, random: np.random.Generator) -> Iterator[Case]:
+    """Random ids from one token to the longest sequence, with ragged masks; one row of a batch is masked whole."""
+    longest = bundle.manifest.pipeline.max_length
+    for batch, sequence in ((1, 1), (1, 2), (3, 7), (2, 33), (1, 77), (4, 65), (1, longest)):
+        shape = (bundle.manifest.batch or batch, bundle.manifest.sequence or min(sequence, longest))
+        lengths = random.integers(1, shape[1] + 1, shape[0])
+        lengths[0] = shape[1]
+        if shape[0] > 2:
+            lengths[-1] = 0
+        mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
+        ids = random.integers(0, bundle.manifest.vocab_size, shape)
+        yield Case(f"random ids {shape[0]} x {shape[1]}", ids, mask)
+
+
+def _compare(
+    ours: Sequence[npt.NDArray[np.floating[Any]]],
+    reference: Sequence[npt.NDArray[np.floating[Any]]],
+    cases: Sequence[Case],
+) -> Comparison:
+    tokens, padding = DeviationMeter(), DeviationMeter()
+    for a, b, case in zip(ours, reference, cases, strict=True):
+        real = case.attention_mask != 0
+        tokens.add(a[real], b[real])
+        padding.add(a[~real], b[~real])
+    return Comparison(tokens.result(), padding.result())
+
+
+def _failures(drift: Comparison, computes_in: str, *, reads_padding: bool) -> Iterator[str]:
+    limits = LIMITS[computes_in]
+    for name, rows in (("tokens", drift.tokens), ("padding", drift.padding)):
+        if rows.nonfinite:
+            yield f"{name}: {rows.nonfinite} values are NaN or infinite; no limit would pass"
+        if name == "padding" and not reads_padding:
+            continue  # nobody reads these rows: they need only be finite
+        if rows.relative_l2 is not None and rows.relative_l2 > limits.relative_l2:
+            yield _excess(f"{name}: drift, relative L2", rows.relative_l2, limits.relative_l2, computes_in)
+        if rows.cosine_min is not None and 1 - rows.cosine_min > limits.cosine_distance:
+            yield _excess(
+                f"{name}: drift, worst cosine distance", 1 - rows.cosine_min, limits.cosine_distance, computes_in
+            )
+
+
+def _excess(what: str, value: float, limit: float, computes_in: str) -> str:
+    return f"{what} {value:.3g} exceeds {limit:g} for {computes_in}; the smallest limit that would pass is {value:.3g}"
