@@ -219,7 +219,7 @@ def _print_xxl(exports: Sequence[Run], copies: Sequence[tuple[float, float]], to
             [LABELS[OURS], *times, *peaks, f"{file_bytes:,}", f"{file_bytes - weight_bytes:,}"],
             ["copying the weights", *limits, "-", "-", f"{weight_bytes:,}", "0"],
         ],
-        f"{machine_line()}; medians of {len(exports)}. The weights file holds exactly the {kept:,} parameters the plan\n"
+        f"{machine_line()}; medians of {len(exports)}. The weights file holds just the {kept:,} parameters the plan\n"
         f"keeps ({1 - kept / total:.1%} sparsity).",
     )
 

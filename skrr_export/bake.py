@@ -94,7 +94,7 @@ def _chunks(
             cast = _cast(chunk, READABLE[source.code], dtype)
             if placed.name not in nonfinite and _has_nonfinite(cast, dtype):
                 nonfinite[placed.name] = _describe_nonfinite(source, chunk, dtype)
-            yield memoryview(cast).cast("B")
+            yield cast.data
 
 
 def _read(tensor: StoredTensor) -> Iterator[Bytes]:
@@ -106,7 +106,7 @@ def _read(tensor: StoredTensor) -> Iterator[Bytes]:
                 chunk = np.empty(min(CHUNK_BYTES, tensor.nbytes - begin), np.uint8)
                 filled = 0
                 while filled < len(chunk):
-                    count = file.readinto(memoryview(chunk)[filled:])
+                    count = file.readinto(chunk[filled:].data)
                     if not count:
                         raise CheckpointError(f"{tensor.file} was truncated while '{tensor.name}' was being read")
                     filled += count

@@ -171,7 +171,7 @@ class Bundle:
         if target not in self.manifest.targets:
             known = ", ".join(self.manifest.targets) or "none"
             raise BundleError(f"{self.directory} has no target '{target}'; it has: {known}")
-        return self.directory / self.manifest.targets[target]["file"]
+        return self.directory / str(self.manifest.targets[target]["file"])
 
     def check_hashes(self, progress: Progress = silent) -> None:
         """Read every file and compare its hash; 1 to 2 GB/s.

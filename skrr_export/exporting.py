@@ -18,7 +18,8 @@ from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
 from skrr_export.staging import StagedDirectory
 from skrr_export.targets import TARGETS
-from skrr_export.targets.onnx.graph import GRAPH, OPSET, build
+from skrr_export.targets.onnx.graph import GRAPH, build
+from skrr_export.targets.onnx.trace import OPSET
 from skrr_export.tensorfile import Layout
 
 
@@ -85,7 +86,7 @@ class _Job:
 def export_checkpoint(
     location: str | Path,
     output: str | Path,
-    options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
+    options: ExportOptions = ExportOptions(),
     *,
     progress: Progress = silent,
 ) -> Exported:

@@ -80,7 +80,8 @@ def _cell(position: Position) -> str:
     dashes = ' stroke-dasharray="4 3"' if position.action == "skip" else ""
     label = f"{position.layer}" if position.action == "keep" else f"{position.layer}: {describe(position)}"
     return (
-        f'<rect x="{x}" y="{y + 2}" width="{_CELL}" height="{_ROW - 4}" rx="4" fill="{fill}" stroke="{stroke}"{dashes}/>'
+        f'<rect x="{x}" y="{y + 2}" width="{_CELL}" height="{_ROW - 4}" rx="4" '
+        f'fill="{fill}" stroke="{stroke}"{dashes}/>'
         f'<text x="{x + _CELL / 2}" y="{y + _ROW / 2 + 4}" text-anchor="middle" fill="{ink}">{label}</text>'
     )
 

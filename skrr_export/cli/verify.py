@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from skrr_export.cli.output import Output, output_options
+from skrr_export.measure.limits import QUANTILES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,23 +69,35 @@ def command(
         raise SystemExit(1)
 
 
+_ROWS = {
+    "rows": "tokens",
+    "relative L2": "relative_l2",
+    "cosine, min": "cosine_min",
+    "cosine, 1st percentile": "cosine_p1",
+    "cosine, mean": "cosine_mean",
+    "max abs error": "max_abs",
+    "non-finite values": "nonfinite",
+}
+
+
 def _table(report: Report) -> Table:
     from rich.table import Table
 
-    rows = [("drift", "tokens", report.drift.tokens), ("drift", "padding", report.drift.padding)]
+    columns = {"drift, tokens": report.drift.tokens, "drift, padding": report.drift.padding}
     if report.loss is not None:
-        rows += [("loss", "tokens", report.loss.tokens), ("loss", "padding", report.loss.padding)]
-    columns = ("", "rows", "count", "relative L2", "cosine min", "1st pct", "mean", "max abs")
-    view = Table(*columns, "error .5", ".9", ".99", ".9999", "non-finite")
-    for kind, name, deviation in rows:
-        quantiles = (deviation.error_quantiles or {}).values() or (None,) * 4
-        numbers = (deviation.relative_l2, deviation.cosine_min, deviation.cosine_p1, deviation.cosine_mean)
-        cells = [_number(value) for value in (*numbers, deviation.max_abs, *quantiles)]
-        view.add_row(kind, name, str(deviation.tokens), *cells, str(deviation.nonfinite))
+        columns |= {"loss, tokens": report.loss.tokens, "loss, padding": report.loss.padding}
+    view = Table("", *columns)
+    for label, key in _ROWS.items():
+        view.add_row(label, *(_number(getattr(deviation, key)) for deviation in columns.values()))
+    for quantile in QUANTILES:
+        errors = (deviation.error_quantiles for deviation in columns.values())
+        view.add_row(f"abs error, quantile {quantile}", *(_number(error and error[str(quantile)]) for error in errors))
     return view
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "not measured"
-    return f"{value:.7f}" if 0.9 < value < 1 else f"{value:.3g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.7f}" if 0.9 < value < 1.1 else f"{value:.3g}"

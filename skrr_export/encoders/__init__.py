@@ -47,7 +47,7 @@ def recognise(checkpoint: Checkpoint) -> Encoder:
         CheckpointError: its architecture is unknown, or its configuration malformed.
     """
     model_type = checkpoint.config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(
             f"{checkpoint.directory}: unknown architecture {model_type!r}; known: {', '.join(sorted(FAMILIES))}"
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -141,14 +142,14 @@ def positive_int(config: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def positive_float(config: Mapping[str, Any], key: str) -> float:
-    """A number from `config.json`.
+def fraction(config: Mapping[str, Any], key: str) -> float:
+    """A small number, such as an epsilon, from `config.json`.
 
     Raises:
-        CheckpointError: it is missing, or not a positive number.
+        CheckpointError: it is missing, or not a number between 0 and 1.
     """
     value = config.get(key)
-    if type(value) not in (int, float) or not 0 < value < 1:
+    if not isinstance(value, (int, float)) or not 0 < value < 1:
         raise CheckpointError(f"config.json: '{key}' must be a number between 0 and 1, not {value!r}")
     return float(value)
 
@@ -174,12 +175,10 @@ def merge_heads(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).reshape(-1, heads.shape[1] * heads.shape[3])
 
 
-def masked_bias(dtype_of: Tensor) -> float:
+def masked_bias(like: Tensor) -> float:
     """The additive bias of a masked position.
 
     Half the lowest finite value: added to any logit it stays finite in the same type, so that a row whose every
     position is masked comes out as an average and not as NaN; the lowest value itself overflows in fp16.
     """
-    import torch
-
-    return torch.finfo(dtype_of.dtype).min / 2
+    return torch.finfo(like.dtype).min / 2

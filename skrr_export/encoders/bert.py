@@ -18,9 +18,9 @@ from skrr_export.encoders.base import (
     Shape,
     Step,
     activation,
+    fraction,
     masked_bias,
     merge_heads,
-    positive_float,
     positive_int,
     split_heads,
 )
@@ -58,7 +58,7 @@ class BertEncoder(Encoder):
             intermediate_size=positive_int(config, "intermediate_size"),
             max_length=positive_int(config, "max_position_embeddings"),
             type_vocab_size=positive_int(config, "type_vocab_size"),
-            epsilon=positive_float(config, "layer_norm_eps"),
+            epsilon=fraction(config, "layer_norm_eps"),
             activation=activation(config.get("hidden_act")),
             root="bert." if any(name.startswith("bert.") for name in tensor_names) else "",
         )
@@ -96,7 +96,7 @@ class BertEncoder(Encoder):
 
 
 class Embedding(nn.Module):
-    """`input_ids` `[batch, sequence]` to `hidden` `[batch, sequence, hidden_size]`: word + position + type 0, normed."""
+    """`input_ids` `[batch, sequence]` to `hidden` `[batch, sequence, hidden_size]`: word + type + position, normed."""
 
     def __init__(self, encoder: BertEncoder) -> None:
         super().__init__()

@@ -16,9 +16,9 @@ from skrr_export.encoders.base import (
     Shape,
     Step,
     activation,
+    fraction,
     masked_bias,
     merge_heads,
-    positive_float,
     positive_int,
     split_heads,
 )
@@ -69,7 +69,7 @@ class T5Encoder(Encoder):
             intermediate_size=positive_int(config, "d_ff"),
             num_buckets=positive_int(config, "relative_attention_num_buckets"),
             max_distance=positive_int(config, "relative_attention_max_distance"),
-            epsilon=positive_float(config, "layer_norm_epsilon"),
+            epsilon=fraction(config, "layer_norm_epsilon"),
             gated=bool(gate),
             activation=activation(name),
             embedding_prefix="shared." if "shared.weight" in tensor_names else "encoder.embed_tokens.",
@@ -216,20 +216,31 @@ class AttentionBlock(nn.Module):
         return hidden + attention.o(merge_heads(context)).reshape(hidden.shape)
 
 
-class Dense(nn.Module):
-    """The feed-forward network, under its checkpoint names."""
+class PlainDense(nn.Module):
+    """The feed-forward network of T5 v1.0, under its checkpoint names."""
 
     def __init__(self, encoder: T5Encoder) -> None:
         super().__init__()
         self.activation = encoder.activation
-        self.gated = encoder.gated
-        for name in ("wi_0", "wi_1") if encoder.gated else ("wi",):
-            self.add_module(name, nn.Linear(encoder.hidden_size, encoder.intermediate_size, bias=False))
+        self.wi = nn.Linear(encoder.hidden_size, encoder.intermediate_size, bias=False)
         self.wo = nn.Linear(encoder.intermediate_size, encoder.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.activation(self.wi_0(x)) * self.wi_1(x) if self.gated else self.activation(self.wi(x))
-        return self.wo(inner)
+        return self.wo(self.activation(self.wi(x)))
+
+
+class GatedDense(nn.Module):
+    """The feed-forward network of T5 v1.1, under its checkpoint names."""
+
+    def __init__(self, encoder: T5Encoder) -> None:
+        super().__init__()
+        self.activation = encoder.activation
+        self.wi_0 = nn.Linear(encoder.hidden_size, encoder.intermediate_size, bias=False)
+        self.wi_1 = nn.Linear(encoder.hidden_size, encoder.intermediate_size, bias=False)
+        self.wo = nn.Linear(encoder.intermediate_size, encoder.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wo(self.activation(self.wi_0(x)) * self.wi_1(x))
 
 
 class FeedForwardBlock(nn.Module):
@@ -238,7 +249,7 @@ class FeedForwardBlock(nn.Module):
     def __init__(self, encoder: T5Encoder) -> None:
         super().__init__()
         self.layer_norm = Norm(encoder)
-        self.DenseReluDense = Dense(encoder)
+        self.DenseReluDense = GatedDense(encoder) if encoder.gated else PlainDense(encoder)
 
     def forward(self, hidden: Tensor) -> Tensor:
         x = self.layer_norm(hidden).flatten(0, 1)

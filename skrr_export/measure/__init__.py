@@ -1,0 +1,1 @@
+"""The proof: what an export is compared with, by which numbers, within which limits."""

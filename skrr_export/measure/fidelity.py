@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from skrr_export.measure.limits import QUANTILES
 
-QUANTILES = (0.5, 0.9, 0.99, 0.9999)
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

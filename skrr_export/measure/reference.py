@@ -25,19 +25,16 @@ class Reference:
     """A transformers model that computes in fp32 from weights as they are stored."""
 
     def __init__(self, model: Any) -> None:
-        """Take over a model; its half-precision weights are cast where they are used, and so stay small."""
+        """Take over a model; its half-precision matrices are cast where they are used, and so stay small."""
         self._model = model.eval()
-        for module in list(model.modules()):
-            if isinstance(module, nn.Linear) and module.weight.dtype is not torch.float32:
-                parametrize.register_parametrization(module, "weight", _AsFloat32(), unsafe=True)
-        kept = {
-            module.parametrizations.weight.original
-            for module in model.modules()
-            if isinstance(module, nn.Linear) and parametrize.is_parametrized(module, "weight")
-        }
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        matrices = {id(module.weight) for module in linear}
         for parameter in model.parameters():
-            if parameter not in kept:
+            if id(parameter) not in matrices:
                 parameter.data = parameter.data.float()
+        for module in linear:
+            if module.weight.dtype is not torch.float32:
+                parametrize.register_parametrization(module, "weight", _AsFloat32(), unsafe=True)
 
     def __call__(
         self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64] | None
@@ -141,8 +138,9 @@ class _BertSkippedOutput(nn.Module):
 def _model_class(config: Any) -> Any:
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    logging: Any = transformers.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     classes = {"t5": transformers.T5EncoderModel, "bert": transformers.BertModel}
     if config.model_type not in classes:
         raise CheckpointError(f"no reference for the architecture '{config.model_type}'")

@@ -17,11 +17,14 @@ from skrr_export.progress import Progress, silent
 from skrr_export.targets.onnx.session import Ids, OnnxSession
 from skrr_export.tokenization import BATCH, Tokenizer
 
+Embeddings = npt.NDArray[Any]
+"""`last_hidden_state` `[batch, sequence, hidden_size]`."""
+
 
 class Encode(Protocol):
     """Anything that turns ids and a mask into `last_hidden_state`."""
 
-    def __call__(self, input_ids: Ids, attention_mask: Ids | None) -> npt.NDArray[np.floating[Any]]: ...
+    def __call__(self, input_ids: Ids, attention_mask: Ids | None) -> Embeddings: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,10 @@ class Comparison:
 
     tokens: Deviation
     padding: Deviation
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the JSON report."""
+        return {"tokens": self.tokens.to_dict(), "padding": self.padding.to_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +71,6 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """For the JSON report."""
-
-        def comparison(value: Comparison | None) -> dict[str, Any] | None:
-            return value and {"tokens": value.tokens.to_dict(), "padding": value.padding.to_dict()}
-
         limits = LIMITS[self.computes_in]
         return {
             "passed": self.passed,
@@ -76,8 +79,8 @@ class Report:
             "limits": {"relative_l2": limits.relative_l2, "cosine_distance": limits.cosine_distance},
             "cases": self.cases,
             "prompts": self.prompts,
-            "drift": comparison(self.drift),
-            "loss": comparison(self.loss),
+            "drift": self.drift.to_dict(),
+            "loss": self.loss and self.loss.to_dict(),
             "notes": list(self.notes),
         }
 
@@ -131,9 +134,7 @@ def verify(
     )
 
 
-def _run(
-    encode: Encode, bundle: Bundle, cases: Sequence[Case], what: str, progress: Progress
-) -> list[npt.NDArray[np.floating[Any]]]:
+def _run(encode: Encode, bundle: Bundle, cases: Sequence[Case], what: str, progress: Progress) -> list[Embeddings]:
     outputs = []
     for done, case in enumerate(cases):
         progress(f"{what}: {case.name}", done, len(cases))
@@ -168,8 +169,8 @@ def _random_cases(bundle: Bundle, random: np.random.Generator) -> Iterator[Case]
 
 
 def _compare(
-    ours: Sequence[npt.NDArray[np.floating[Any]]],
-    reference: Sequence[npt.NDArray[np.floating[Any]]],
+    ours: Sequence[Embeddings],
+    reference: Sequence[Embeddings],
     cases: Sequence[Case],
 ) -> Comparison:
     tokens, padding = DeviationMeter(), DeviationMeter()

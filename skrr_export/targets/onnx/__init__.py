@@ -1,0 +1,1 @@
+"""ONNX: the graph that is the plan, over the bundle's weights file, and ONNX Runtime to run it."""

@@ -78,7 +78,8 @@ def build(
     )
     if inline:
         onnx_ir.passes.common.InlinePass()(model)
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return content
 
 
 def _functions(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,8 @@ from skrr_export.bundle import Bundle
 from skrr_export.dtypes import FP32
 from skrr_export.errors import BundleError, DependencyError, InputError
 
-if TYPE_CHECKING:
-    import onnxruntime
-
 Ids = npt.NDArray[np.int64]
-Mode = Literal["mapped", "prepacked"]
-Device = Literal["cpu", "cuda"]
+MODES = ("mapped", "prepacked")
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
@@ -27,7 +23,7 @@ class OnnxSession:
     """An encoder that is loaded and ready to run."""
 
     def __init__(
-        self, bundle: Bundle, *, device: Device = "cpu", mode: Mode = "mapped", threads: int | None = None
+        self, bundle: Bundle, *, device: str = "cpu", mode: str = "mapped", threads: int | None = None
     ) -> None:
         """Load a bundle.
 
@@ -41,14 +37,18 @@ class OnnxSession:
         Raises:
             BundleError: the bundle has no ONNX graph, or ONNX Runtime refuses it.
             DependencyError: ONNX Runtime is absent, or lacks the device's provider.
+            InputError: the device or mode is unknown.
         """
+        for what, value, known in (("device", device, PROVIDERS), ("mode", mode, MODES)):
+            if value not in known:
+                raise InputError(f"unknown {what} '{value}'; known: {', '.join(known)}")
         runtime = _import_runtime(device)
         self.bundle = bundle
-        self.mode: Mode = mode
+        self.mode = mode
         self.lowered = device == "cpu" and bundle.manifest.dtype is not FP32
         graph = bundle.target_file("onnx")
         try:
-            self._session: onnxruntime.InferenceSession = runtime.InferenceSession(
+            self._session = runtime.InferenceSession(
                 _lowered(graph) if self.lowered else str(graph),
                 _options(runtime, graph.parent, mode, threads),
                 providers=[PROVIDERS[device]],
@@ -111,12 +111,10 @@ class OnnxSession:
         if not manifest.pipeline.masked:
             raise InputError(f"the pipeline '{manifest.pipeline.name}' passes its encoder no attention_mask; pass none")
         if attention_mask.shape != input_ids.shape:
-            raise InputError(
-                f"attention_mask is {list(attention_mask.shape)}, input_ids are {list(input_ids.shape)}; they must match"
-            )
+            raise InputError(f"attention_mask is {list(attention_mask.shape)}, input_ids {list(input_ids.shape)}")
 
 
-def _import_runtime(device: Device) -> onnxruntime:  # type: ignore[valid-type]
+def _import_runtime(device: str) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -130,7 +128,7 @@ def _import_runtime(device: Device) -> onnxruntime:  # type: ignore[valid-type]
     return onnxruntime
 
 
-def _options(runtime: onnxruntime, folder: Path, mode: Mode, threads: int | None) -> onnxruntime.SessionOptions:  # type: ignore[valid-type]
+def _options(runtime: Any, folder: Path, mode: str, threads: int | None) -> Any:
     options = runtime.SessionOptions()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if mode == "mapped":

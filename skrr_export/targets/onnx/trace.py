@@ -72,7 +72,7 @@ def _function(name: str, graph: ir.Graph) -> ir.Function:
     for value in list(graph.initializers.values()):
         constant = ir.node("Constant", [], attributes={"value": value.const_value}, name=f"constant.{value.name}")
         constant.outputs[0].name = value.name
-        del graph.initializers[value.name]
+        graph.initializers.pop(str(value.name))
         graph.insert_before(graph[0], constant)
         value.replace_all_uses_with(constant.outputs[0])
     for node in graph:
@@ -89,7 +89,7 @@ def _function(name: str, graph: ir.Graph) -> ir.Function:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter reports its steps and its optional dependencies; neither is about the user's encoder."""
+    """Silence torch's exporter: it reports its steps, and optional packages that are missing."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
