@@ -54,20 +54,26 @@ def exporter(name: str) -> Exporter:
 
 
 def ensure_export(name: str, checkpoint: Path, output: Path) -> Path:
-    """The directory with the export of a checkpoint. Ours is always made anew, a peer's is kept once it is whole.
+    """The directory with the export of a checkpoint. Ours is always made anew; a peer's is kept.
+
+    A peer's is made anew when its script or pins have changed. What made it is written last, beside the directory.
 
     Raises:
         CommandError: the exporter failed.
     """
-    complete = output / "complete"
-    if name == OURS or not complete.is_file():
-        chosen = exporter(name)
+    made_by = output.with_name(f"{name}-made-by.txt")
+    wanted = "" if name == OURS else "".join(path.read_text(encoding="utf-8") for path in _sources(name))
+    if not wanted or not made_by.is_file() or made_by.read_text(encoding="utf-8") != wanted:
+        made_by.unlink(missing_ok=True)
         shutil.rmtree(output, ignore_errors=True)
         output.parent.mkdir(parents=True, exist_ok=True)
-        run_measured(chosen.command(checkpoint, output), cwd=REPOSITORY)
-        if name != OURS:
-            complete.touch()
+        run_measured(exporter(name).command(checkpoint, output), cwd=REPOSITORY)
+        made_by.write_text(wanted, encoding="utf-8")
     return output
+
+
+def _sources(peer: str) -> tuple[Path, Path]:
+    return PEERS_DIRECTORY / f"{peer}.py", PEERS_DIRECTORY / f"requirements-{peer}.txt"
 
 
 def positive(text: str) -> int:

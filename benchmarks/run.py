@@ -38,6 +38,8 @@ THREADS = 2
 MAX_DIFFERENCE = 1e-3
 """Largest difference from PyTorch with which a subject counts as running the same encoder. Outputs have a standard
 deviation of one; exact rewrites in fp32 stay below 1e-4, and a wrong operator is far above."""
+STEADY = 0.05
+"""Median coefficient of variation above which latencies say more about the machine's other work than about subjects."""
 COLUMNS = (
     "subject", "load s", "anonymous MiB", "file-backed MiB", "peak RSS MiB",
     *(text for length in LENGTHS for text in (f"S{length} s", "ratio")), "max difference", "with padding",
@@ -233,6 +235,9 @@ def table_row(subject: Subject, eager: Subject) -> list[str]:
 def print_results(subjects: Sequence[Subject], runs: int) -> None:
     """Print the table of latency and memory."""
     spreads = [statistics.pstdev(times) / statistics.mean(times) for s in subjects for times in s.seconds.values()]
+    unsteady = (
+        "\nThe machine was not idle: do not quote these latencies." if statistics.median(spreads) > STEADY else ""
+    )
     print_table(
         f"A dense fp32 encoder, 24 layers, 1024 wide; batch 1, {THREADS} threads",
         COLUMNS,
@@ -240,7 +245,8 @@ def print_results(subjects: Sequence[Subject], runs: int) -> None:
         f"{machine_line()}; medians of {runs}, the subjects in turn; ratios are to PyTorch in the same run.\n"
         f"Coefficient of variation: {statistics.median(spreads):.1%} in the median, {max(spreads):.1%} at most.\n"
         "Loading is without imports; memory is after all runs. Differences are of last_hidden_state from PyTorch;\n"
-        f"with padding: {PADDED_TOKENS} tokens padded to {PADDED_LENGTH}, the mask given where the graph takes one.",
+        f"with padding: {PADDED_TOKENS} tokens padded to {PADDED_LENGTH}, the mask given where the graph takes one."
+        + ("\nThe machine was not idle: do not quote these latencies." if unsteady else ""),
     )
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,13 @@ Encode = Callable[[Ids, Ids], npt.NDArray[Any]]
 def open_eager(path: Path, threads: int) -> Callable[[], Encode]:
     """PyTorch as transformers runs it."""
     import torch
-    from transformers import T5EncoderModel
+    from transformers import AutoConfig, AutoModel, T5EncoderModel
 
     torch.set_num_threads(threads)
 
     def load() -> Encode:
-        model = T5EncoderModel.from_pretrained(path)
+        encoder = T5EncoderModel if AutoConfig.from_pretrained(path).model_type == "t5" else AutoModel
+        model = encoder.from_pretrained(path)
 
         def encode(ids: Ids, mask: Ids) -> npt.NDArray[Any]:
             with torch.inference_mode():
@@ -66,7 +67,7 @@ def open_onnx(path: Path, threads: int) -> Callable[[], Encode]:
     return load
 
 
-def open_bundle(path: Path, threads: int, mode: Literal["mapped", "prepacked"]) -> Callable[[], Encode]:
+def open_bundle(path: Path, threads: int, mode: str) -> Callable[[], Encode]:
     """A bundle of ours."""
     # Loading is timed without importing libraries, for all subjects alike; ours imports this one only when it opens.
     import onnxruntime  # noqa: F401

@@ -9,6 +9,7 @@ The paper (Skrr, arXiv 2502.08690) numbers the same positions as units: `2 * lay
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ FORMAT = "skrr-plan/1"
 
 Kind = Literal["attention", "feed_forward"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_FAMILY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Plan:
     """Which weights run at each position; immutable, checked when made.
 
     Raises:
-        PlanError: a source is out of range, or is not kept at its own position.
+        PlanError: a source is out of range, or is not kept at its own position; or the family is not a name.
     """
 
     family: str
@@ -64,6 +67,8 @@ class Plan:
     """How the plan was found: free-form, carried along."""
 
     def __post_init__(self) -> None:
+        if not _FAMILY.fullmatch(self.family):
+            raise PlanError(f"the plan's family must be a name such as t5, not {self.family!r}")
         if not self.sources:
             raise PlanError("a plan needs at least one layer")
         for position in self.positions():
@@ -119,6 +124,8 @@ class Plan:
                 raise PlanError(f"re-use {unit}:{source}: unit {unit} is not dropped, so nothing can take its place")
             if not 0 <= source < 2 * num_layers or source % 2 != unit % 2:
                 raise PlanError(f"re-use {unit}:{source}: unit {source} is not a {KINDS[unit % 2]} of this encoder")
+            if source in order[:drop]:
+                raise PlanError(f"re-use {unit}:{source}: unit {source} is dropped; only kept weights can be re-used")
             units[unit] = source // 2
         sources = tuple((units[2 * layer], units[2 * layer + 1]) for layer in range(num_layers))
         return cls(family, sources, dict(provenance or {}))
@@ -200,10 +207,9 @@ class Plan:
             PlanError: the text is not JSON, or not a plan.
         """
         try:
-            document = json.loads(text, object_pairs_hook=_unique_keys)
+            return cls.from_dict(json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant))
         except (ValueError, RecursionError) as error:
             raise PlanError(f"not a JSON file: {error}") from error
-        return cls.from_dict(document)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -250,7 +256,7 @@ def parse_reuse(text: str) -> dict[int, int]:
 
 
 def _unit(item: str, text: str) -> int:
-    if not item.strip().isascii() or not item.strip().isdigit():
+    if not re.fullmatch("[0-9]{1,9}", item.strip()):
         raise PlanError(f"'{item.strip()}' in '{text}' is not a unit number")
     return int(item)
 
@@ -291,3 +297,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
         raise PlanError(f"the key '{repeated}' stands twice in one object")
     return keys
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")

@@ -94,9 +94,11 @@ class StagedDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                with disk_errors(self.target):
+            with disk_errors(self.target):
+                if kind is None:
                     self._commit()
+                elif isinstance(error, OSError):
+                    raise error  # writing to a file of ours failed, perhaps in another thread
         finally:
             for file in self.files.values():
                 with suppress(OSError):  # a full disk can refuse the last flush; the error is already under way

@@ -148,10 +148,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _stored(path: Path, name: str, entry: Any, data: int) -> StoredTensor:
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{path}: damaged header: tensor '{name}' needs dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if code not in ITEMSIZE:
+    if not isinstance(code, str) or code not in ITEMSIZE:
         raise CheckpointError(f"{path}: tensor '{name}' has the unknown dtype {code!r}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{path}: damaged header: tensor '{name}' has a malformed shape or data_offsets")
@@ -165,7 +165,10 @@ def _stored(path: Path, name: str, entry: Any, data: int) -> StoredTensor:
 
 
 def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    """Whether it is a list of natural numbers, small and few enough that Python can also print their product."""
+    if not isinstance(value, list) or len(value) > 64:
+        return False
+    return all(type(item) is int and 0 <= item < 1 << 63 for item in value)
 
 
 def _check_coverage(path: Path, tensors: list[StoredTensor], data: int, size: int) -> None:

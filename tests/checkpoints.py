@@ -67,7 +67,7 @@ def t5_checkpoint(
     from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
     settings = {**T5_DIMENSIONS, "feed_forward_proj": "gated-gelu" if gated else "relu", **config}
-    model_config = T5Config(num_layers=layers, num_decoder_layers=1, tie_word_embeddings=not decoder, **settings)
+    model_config = T5Config(num_layers=layers, num_decoder_layers=1, **settings)
     model = (T5ForConditionalGeneration if decoder else T5EncoderModel)(model_config)
     _save(model, directory, dtype, shard_size, seed)
     if tokenizer:

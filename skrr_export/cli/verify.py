@@ -88,16 +88,16 @@ def _table(report: Report) -> Table:
         columns |= {"loss, tokens": report.loss.tokens, "loss, padding": report.loss.padding}
     view = Table("", *columns)
     for label, key in _ROWS.items():
-        view.add_row(label, *(_number(getattr(deviation, key)) for deviation in columns.values()))
+        view.add_row(label, *(_cell(getattr(deviation, key), key) for deviation in columns.values()))
     for quantile in QUANTILES:
-        errors = (deviation.error_quantiles for deviation in columns.values())
-        view.add_row(f"abs error, quantile {quantile}", *(_number(error and error[str(quantile)]) for error in errors))
+        errors = [(deviation.error_quantiles or {}).get(str(quantile)) for deviation in columns.values()]
+        view.add_row(f"abs error, quantile {quantile}", *(_cell(error, "error") for error in errors))
     return view
 
 
-def _number(value: float | None) -> str:
+def _cell(value: float | None, key: str) -> str:
     if value is None:
         return "not measured"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.7f}" if 0.9 < value < 1.1 else f"{value:.3g}"
+    return f"{value:.7f}" if key.startswith("cosine") else f"{value:.3g}"

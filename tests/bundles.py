@@ -1,0 +1,99 @@
+"""Bundles for tests: random plans, quick exports, and files changed behind the manifest's back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from skrr_export.bundle import Bundle
+from skrr_export.exporting import ExportOptions, export_checkpoint
+from skrr_export.pipelines import PRESETS, Preset
+from skrr_export.plan import Plan
+from tests.reference import Sources
+
+UNMASKED = Preset(name="unmasked", max_length=512, padding="longest", masked=False, reads_padding=True)
+"""A pipeline without a mask for any family; the built-in ones are T5's."""
+
+
+def export(
+    checkpoint: Path, output: Path, sources: Sources | None = None, *, masked: bool = True, **options: Any
+) -> Bundle:
+    """Export a checkpoint under a plan; its family is read from `config.json`."""
+    if sources is not None:
+        family = json.loads((checkpoint / "config.json").read_text())["model_type"]
+        options["plan"] = Plan(family, tuple(sources))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, UNMASKED.name, UNMASKED)
+        options.setdefault("pipeline", "plain" if masked else UNMASKED.name)
+        return export_checkpoint(checkpoint, output, ExportOptions(replace=True, **options)).bundle
+
+
+def soften(checkpoint: Path) -> Path:
+    """Make a T5 checkpoint's attention as soft as a trained one's, and so its output well conditioned; in place.
+
+    T5 does not scale its logits. With weights of 0.3 they reach 30, where the softmax magnifies every rounding: two
+    exact implementations then differ by 3e-4, and so do transformers in fp32 and in fp64.
+    """
+    weights = load_file(checkpoint / "model.safetensors")
+    softened = {name: value * 0.1 if name.endswith(".q.weight") else value for name, value in weights.items()}
+    save_file(softened, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    return checkpoint
+
+
+@st.composite
+def plans(draw: st.DrawFn, layers: int) -> Sources:
+    """Any plan: each position keeps, skips, or re-uses any kept layer, before or after it."""
+    columns = []
+    for _ in range(2):
+        kept = draw(st.lists(st.booleans(), min_size=layers, max_size=layers))
+        sources = [layer for layer in range(layers) if kept[layer]]
+        other = st.one_of(st.none(), st.sampled_from(sources)) if sources else st.none()
+        columns.append([layer if kept[layer] else draw(other) for layer in range(layers)])
+    return list(zip(*columns, strict=True))
+
+
+def random_ids(random: np.random.Generator, batch: int, sequence: int, vocab_size: int = 307) -> np.ndarray:
+    """Token ids."""
+    return random.integers(0, vocab_size, (batch, sequence))
+
+
+def random_mask(random: np.random.Generator, batch: int, sequence: int) -> np.ndarray:
+    """A mask of which row 0 is padded on the right, the others are masked anywhere; no row wholly."""
+    mask = random.integers(0, 2, (batch, sequence))
+    mask[0] = np.arange(sequence) < random.integers(1, sequence + 1)
+    mask[np.arange(batch), random.integers(0, sequence, batch)] = 1
+    return mask
+
+
+def relative_error(ours: np.ndarray, truth: np.ndarray) -> float:
+    """Norm of the difference over the norm of the truth, of the worst row."""
+    assert ours.shape == truth.shape
+    assert np.isfinite(ours).all()
+    difference = np.linalg.norm(ours.astype(np.float64) - truth, axis=-1)
+    return float((difference / np.linalg.norm(truth.astype(np.float64), axis=-1)).max())
+
+
+def forge_hashes(bundle: Bundle) -> None:
+    """Write the hashes of the files as they are now into the manifest, so that nothing seems changed."""
+    path = bundle.directory / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name, entry in manifest["files"].items():
+        content = (bundle.directory / name).read_bytes()
+        entry.update(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    path.write_text(json.dumps(manifest))
+
+
+def run_python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter; its arguments are in `sys.argv[1:]`."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
