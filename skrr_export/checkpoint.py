@@ -143,12 +143,15 @@ def _read_shards(directory: Path) -> dict[str, StoredTensor]:
         if not isinstance(shard, str) or Path(shard).name != shard or shard in {"", ".", ".."}:
             raise CheckpointError(f"{index} places '{name}' outside the directory: {shard!r}")
     shards = {shard: directory / shard for shard in sorted(set(weight_map.values()))}
-    for shard, path in shards.items():
-        if not path.is_file():
+    present = sorted(path.name for path in directory.iterdir() if path.is_file())
+    for shard in shards:
+        if shard not in present:
             raise CheckpointError(f"{index} names the shard {shard}, which is missing")
-    for path in sorted(directory.iterdir()):
-        if _SHARD.fullmatch(path.name) and path.name not in shards:
-            raise CheckpointError(f"{path} is a shard that {INDEX} does not name; remove it or mend the index")
+    for name in present:
+        if _SHARD.fullmatch(name) and name not in shards:
+            raise CheckpointError(
+                f"{directory / name} is a shard that {INDEX} does not name; remove it or mend the index"
+            )
     headers = {shard: read_header(path) for shard, path in shards.items()}
     for name, shard in weight_map.items():
         if name not in headers[shard]:

@@ -16,33 +16,33 @@ hypothesis.settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session")
 def remembered_traces() -> Iterator[None]:
-    """Trace each part once a test run: torch takes a second or two for it, and the result depends on nothing else.
+    """Trace the same parts once a test run: torch takes seconds for it, and the result depends on nothing else.
 
-    What is remembered is the serialized function, so no two graphs share an object.
+    What is remembered is the serialized functions, so no two graphs share an object.
     """
+    import onnx
     import onnx_ir as ir
 
     from skrr_export.targets.onnx import graph
 
     trace, remembered = graph.trace, {}
 
-    def remember(name: str, part: Any, inputs: Any, shapes: Any, dtype: Any) -> ir.Function:
-        key = (name, _fingerprint(part), tuple((item, shapes[item]) for item in inputs), dtype)
+    def remember(family: str, parts: Any, dtype: Any) -> dict[str, ir.Function]:
+        key = (family, dtype, *((name, _fingerprint(part.module), repr(part.inputs)) for name, part in parts.items()))
         if key not in remembered:
-            remembered[key] = ir.to_proto(trace(name, part, inputs, shapes, dtype)).SerializeToString()
-        proto = ir.serde.onnx.FunctionProto()
-        proto.ParseFromString(remembered[key])
-        return ir.from_proto(proto)
+            functions = trace(family, parts, dtype)
+            remembered[key] = {name: ir.to_proto(function).SerializeToString() for name, function in functions.items()}
+        return {name: ir.from_proto(onnx.FunctionProto.FromString(text)) for name, text in remembered[key].items()}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph, "trace", remember)
         yield
 
 
-def _fingerprint(part: Any) -> str:
-    """Everything a part's `forward` can depend on: its modules, their settings, their parameters' shapes."""
+def _fingerprint(module: Any) -> str:
+    """Everything a module's `forward` can depend on: the modules in it, their settings, their parameters' shapes."""
     modules = [
-        (name, type(module).__qualname__, {key: value for key, value in vars(module).items() if key[0] != "_"})
-        for name, module in part.named_modules()
+        (name, type(part).__qualname__, {key: value for key, value in vars(part).items() if key[0] != "_"})
+        for name, part in module.named_modules()
     ]
-    return repr((modules, [(name, tuple(parameter.shape)) for name, parameter in part.named_parameters()]))
+    return repr((modules, [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]))

@@ -142,7 +142,7 @@ def tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
     }
 
 
-@given(tensors(), st.none() | st.dictionaries(NAMES, st.text(), max_size=2))
+@given(tensors(), st.none() | st.dictionaries(NAMES, st.text(), min_size=1, max_size=2))
 def test_we_find_what_the_library_wrote(
     tmp_path_factory: pytest.TempPathFactory, given_tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None
 ) -> None:

@@ -29,6 +29,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """Activation functions by the name transformers gives them."""
 
+MAX_DIMENSION = 1 << 20
+"""No encoder comes near; a configuration that lies must not make us run out of memory."""
+
 Shape = tuple[int | str, ...]
 """A shape whose free dimensions are named `batch` and `sequence`."""
 
@@ -134,11 +137,11 @@ def positive_int(config: Mapping[str, Any], key: str) -> int:
     """A dimension from `config.json`.
 
     Raises:
-        CheckpointError: it is missing, or not a positive integer.
+        CheckpointError: it is missing, or not a positive integer of a plausible size.
     """
     value = config.get(key)
-    if type(value) is not int or value < 1:
-        raise CheckpointError(f"config.json: '{key}' must be a positive integer, not {value!r}")
+    if type(value) is not int or not 1 <= value <= MAX_DIMENSION:
+        raise CheckpointError(f"config.json: '{key}' must be a positive integer up to {MAX_DIMENSION:,}, not {value!r}")
     return value
 
 
@@ -160,7 +163,7 @@ def activation(name: Any) -> Callable[[Tensor], Tensor]:
     Raises:
         CheckpointError: we do not know it.
     """
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise CheckpointError(f"config.json: unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 

@@ -21,7 +21,15 @@ from skrr_export.encoders.bert import BertEncoder
 from skrr_export.errors import CheckpointError
 from skrr_export.targets.onnx.session import OnnxSession
 from tests import reference
-from tests.bundles import export, plans, random_ids, random_mask, relative_error
+from tests.bundles import (
+    SPECIAL_PLANS,
+    error_against_transformers,
+    export,
+    plans,
+    random_ids,
+    random_mask,
+    relative_error,
+)
 from tests.checkpoints import BERT_DIMENSIONS, bert_checkpoint
 from tests.reference import Sources
 
@@ -50,20 +58,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     return make
 
 
-@pytest.fixture
-def error(checkpoints: Checkpoints, tmp_path: Path) -> Callable[..., float]:
-    def of_plan(shape: str, sources: Sources, ids: np.ndarray, mask: np.ndarray | None) -> float:
-        checkpoint = checkpoints(shape, len(sources))
-        session = OnnxSession(export(checkpoint, tmp_path / "bundle", sources, masked=mask is not None))
-        ours = session.encode(ids, mask)["last_hidden_state"]
-        return relative_error(ours, reference.encode(checkpoint, sources, ids, mask))
-
-    return of_plan
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
-def test_any_plan_equals_transformers(shape: str, masked: bool, error: Callable[..., float]) -> None:
+def test_any_plan_equals_transformers(shape: str, masked: bool, checkpoints: Checkpoints, tmp_path: Path) -> None:
     longest = {**BERT_DIMENSIONS, **SHAPES[shape]}["max_position_embeddings"]
 
     @settings(max_examples=20)
@@ -76,28 +73,21 @@ def test_any_plan_equals_transformers(shape: str, masked: bool, error: Callable[
     def check(sources: Sources, batch: int, sequence: int, seed: int) -> None:
         random = np.random.default_rng(seed)
         mask = random_mask(random, batch, sequence) if masked else None
-        assert error(shape, sources, random_ids(random, batch, sequence), mask) < TOLERANCE
+        ids = random_ids(random, batch, sequence)
+        assert error_against_transformers(checkpoints(shape, len(sources)), tmp_path, sources, ids, mask) < TOLERANCE
 
     check()
 
 
-SPECIAL: dict[str, Sources] = {
-    "first attention skipped": [(None, 0), (1, 1), (2, 2)],
-    "first attention re-used from elsewhere": [(2, 0), (1, 1), (2, 2)],
-    "every attention skipped": [(None, 0), (None, 1), (None, 2)],
-    "every feed-forward skipped": [(0, None), (1, None), (2, None)],
-    "one source at many positions": [(1, 2), (1, 2), (1, 2)],
-    "everything skipped": [(None, None), (None, None), (None, None)],
-    "one layer, skipped": [(None, None)],
-}
-
-
-@pytest.mark.parametrize("sources", SPECIAL.values(), ids=SPECIAL)
+@pytest.mark.parametrize("sources", SPECIAL_PLANS.values(), ids=SPECIAL_PLANS)
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
-def test_special_plan_equals_transformers(sources: Sources, masked: bool, error: Callable[..., float]) -> None:
+def test_special_plan_equals_transformers(
+    sources: Sources, masked: bool, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
     random = np.random.default_rng(0)
     mask = random_mask(random, 3, 71) if masked else None
-    assert error("gelu", sources, random_ids(random, 3, 71), mask) < TOLERANCE
+    checkpoint, ids = checkpoints("gelu", len(sources)), random_ids(random, 3, 71)
+    assert error_against_transformers(checkpoint, tmp_path, sources, ids, mask) < TOLERANCE
 
 
 def test_row_masked_whole_is_finite_and_changes_no_other(checkpoints: Checkpoints, tmp_path: Path) -> None:

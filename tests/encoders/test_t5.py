@@ -23,7 +23,16 @@ from skrr_export.encoders.t5 import PositionBias, T5Encoder
 from skrr_export.errors import CheckpointError
 from skrr_export.targets.onnx.session import OnnxSession
 from tests import reference
-from tests.bundles import export, plans, random_ids, random_mask, relative_error, soften
+from tests.bundles import (
+    SPECIAL_PLANS,
+    error_against_transformers,
+    export,
+    plans,
+    random_ids,
+    random_mask,
+    relative_error,
+    soften,
+)
 from tests.checkpoints import T5_DIMENSIONS, t5_checkpoint
 from tests.reference import Sources
 
@@ -55,20 +64,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     return make
 
 
-@pytest.fixture
-def error(checkpoints: Checkpoints, tmp_path: Path) -> Callable[..., float]:
-    def of_plan(shape: str, sources: Sources, ids: np.ndarray, mask: np.ndarray | None) -> float:
-        checkpoint = checkpoints(shape, len(sources))
-        session = OnnxSession(export(checkpoint, tmp_path / "bundle", sources, masked=mask is not None))
-        ours = session.encode(ids, mask)["last_hidden_state"]
-        return relative_error(ours, reference.encode(checkpoint, sources, ids, mask))
-
-    return of_plan
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
-def test_any_plan_equals_transformers(shape: str, masked: bool, error: Callable[..., float]) -> None:
+def test_any_plan_equals_transformers(shape: str, masked: bool, checkpoints: Checkpoints, tmp_path: Path) -> None:
     @settings(max_examples=12)
     @given(
         sources=st.integers(1, 6).flatmap(plans),
@@ -79,36 +77,32 @@ def test_any_plan_equals_transformers(shape: str, masked: bool, error: Callable[
     def check(sources: Sources, batch: int, sequence: int, seed: int) -> None:
         random = np.random.default_rng(seed)
         mask = random_mask(random, batch, sequence) if masked else None
-        assert error(shape, sources, random_ids(random, batch, sequence), mask) < TOLERANCE
+        ids = random_ids(random, batch, sequence)
+        assert error_against_transformers(checkpoints(shape, len(sources)), tmp_path, sources, ids, mask) < TOLERANCE
 
     check()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
-def test_long_inputs_reach_beyond_the_largest_distance(shape: str, masked: bool, error: Callable[..., float]) -> None:
+def test_long_inputs_reach_beyond_the_largest_distance(
+    shape: str, masked: bool, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
     random = np.random.default_rng(0)
     mask = random_mask(random, 4, 600) if masked else None
-    assert error(shape, [(0, 1), (0, 1)], random_ids(random, 4, 600), mask) < TOLERANCE
+    sources, ids = [(0, 1), (0, 1)], random_ids(random, 4, 600)
+    assert error_against_transformers(checkpoints(shape, 2), tmp_path, sources, ids, mask) < TOLERANCE
 
 
-SPECIAL: dict[str, Sources] = {
-    "first attention skipped": [(None, 0), (1, 1), (2, 2)],
-    "first attention re-used from elsewhere": [(2, 0), (1, 1), (2, 2)],
-    "every attention skipped": [(None, 0), (None, 1), (None, 2)],
-    "every feed-forward skipped": [(0, None), (1, None), (2, None)],
-    "one source at many positions": [(1, 2), (1, 2), (1, 2)],
-    "everything skipped": [(None, None), (None, None), (None, None)],
-    "one layer, skipped": [(None, None)],
-}
-
-
-@pytest.mark.parametrize("sources", SPECIAL.values(), ids=SPECIAL)
+@pytest.mark.parametrize("sources", SPECIAL_PLANS.values(), ids=SPECIAL_PLANS)
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
-def test_special_plan_equals_transformers(sources: Sources, masked: bool, error: Callable[..., float]) -> None:
+def test_special_plan_equals_transformers(
+    sources: Sources, masked: bool, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
     random = np.random.default_rng(0)
     mask = random_mask(random, 3, 30) if masked else None
-    assert error("v1.1", sources, random_ids(random, 3, 30), mask) < TOLERANCE
+    checkpoint, ids = checkpoints("v1.1", len(sources)), random_ids(random, 3, 30)
+    assert error_against_transformers(checkpoint, tmp_path, sources, ids, mask) < TOLERANCE
 
 
 def test_row_masked_whole_is_finite_and_changes_no_other(checkpoints: Checkpoints, tmp_path: Path) -> None:

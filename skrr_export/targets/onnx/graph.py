@@ -13,7 +13,7 @@ import onnx_ir.passes.common
 from skrr_export.dtypes import DType
 from skrr_export.encoders import Encoder, Shape, Step
 from skrr_export.plan import Plan
-from skrr_export.targets.onnx.trace import DOMAIN, OPSET, trace
+from skrr_export.targets.onnx.trace import DOMAIN, OPSET, Part, trace
 from skrr_export.tensorfile import Layout
 
 GRAPH = "model.onnx"
@@ -50,13 +50,16 @@ def build(
     shapes = {name: _fix(shape, sizes) for name, shape in encoder.activations(masked=masked).items()}
     shapes |= dict.fromkeys(inputs, sizes)
     steps = encoder.steps(plan, masked=masked)
-    functions = _functions(encoder, steps, shapes, dtype)
+    modules = encoder.parts()
+    parts = {step.part: Part(modules[step.part], {name: shapes[name] for name in step.inputs}) for step in steps}
+    functions = trace(encoder.family, parts, dtype.torch)
     initializers = _initializers(layout, dtype)
     values = {name: _value(name, shapes[name], ir.DataType.INT64) for name in inputs}
     graph_inputs = list(values.values())
     nodes = []
     for step in steps:
-        nodes.append(_call(step, functions[step.part][1], values, initializers, functions[step.part][0]))
+        weights = [initializers[step.prefix + name] for name in parts[step.part].parameter_names]
+        nodes.append(_call(functions[step.part], step, [*(values[name] for name in step.inputs), *weights]))
         values[step.output] = nodes[-1].outputs[0]
         values[step.output].shape = ir.Shape(shapes[step.output])
         values[step.output].type = ir.TensorType(_onnx_type(dtype))
@@ -74,7 +77,7 @@ def build(
         graph,
         ir_version=IR_VERSION,
         producer_name="skrr-export",
-        functions=[function for function, _ in functions.values()],
+        functions=list(functions.values()),
     )
     if inline:
         onnx_ir.passes.common.InlinePass()(model)
@@ -82,30 +85,8 @@ def build(
     return content
 
 
-def _functions(
-    encoder: Encoder, steps: Sequence[Step], shapes: dict[str, Shape], dtype: DType
-) -> dict[str, tuple[ir.Function, list[str]]]:
-    """For every part that is called: its function, and the names of its parameters."""
-    parts = encoder.parts()
-    inputs = {step.part: step.inputs for step in steps}
-    return {
-        part: (
-            trace(f"{encoder.family}_{part}", parts[part], inputs[part], shapes, dtype.torch),
-            [name for name, _ in parts[part].named_parameters()],
-        )
-        for part in inputs
-    }
-
-
-def _call(
-    step: Step,
-    parameters: Sequence[str],
-    values: dict[str, ir.Value],
-    initializers: dict[str, ir.Value],
-    function: ir.Function,
-) -> ir.Node:
-    weights = [initializers[step.prefix + name] for name in parameters]
-    node = ir.Node(DOMAIN, function.name, [*(values[name] for name in step.inputs), *weights], name=step.name)
+def _call(function: ir.Function, step: Step, arguments: Sequence[ir.Value]) -> ir.Node:
+    node = ir.Node(DOMAIN, function.name, arguments, name=step.name)
     node.outputs[0].name = step.name
     return node
 
