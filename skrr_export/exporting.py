@@ -1,4 +1,7 @@
-"""The main job: checkpoint + plan -> bundle."""
+"""The main job: checkpoint + plan -> bundle.
+
+torch is imported only once the checkpoint has been found in order, so that a mistake is answered at once.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,22 @@ import hashlib
 import importlib.metadata
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from skrr_export.bake import Baked, bake, weights_layout
 from skrr_export.bundle import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, Bundle, FileEntry, Manifest
 from skrr_export.checkpoint import TOKENIZER_FILES, Checkpoint, find_tokenizer, open_checkpoint
 from skrr_export.dtypes import BAKEABLE, FP32, READABLE, DType, bakeable
-from skrr_export.encoders import Encoder, Selection, recognise, select
 from skrr_export.errors import CheckpointError, InputError
 from skrr_export.pipelines import Preset, find_preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
 from skrr_export.staging import StagedDirectory
 from skrr_export.targets import TARGETS
-from skrr_export.targets.onnx.graph import GRAPH, build
-from skrr_export.targets.onnx.trace import OPSET
 from skrr_export.tensorfile import Layout
+
+if TYPE_CHECKING:
+    from skrr_export.bake import Baked
+    from skrr_export.encoders import Encoder, Selection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,10 @@ def export_checkpoint(
     """
     with StagedDirectory(Path(output), replace=options.replace, marker=MANIFEST) as stage:
         job = _prepare(location, options)
+
+        from skrr_export.bake import bake
+        from skrr_export.targets.onnx.graph import GRAPH
+
         stage.require_space(job.layout.nbytes)
         progress("tracing", 0, job.layout.nbytes)
         graph = _graph(job)
@@ -123,6 +131,10 @@ def _prepare(location: str | Path, options: ExportOptions) -> _Job:
         if find_tokenizer(options.tokenizer, options.tokenizer, None) is None:
             raise InputError(f"no tokenizer in {options.tokenizer} (looked for {', '.join(TOKENIZER_FILES[:2])}, ...)")
         checkpoint = replace(checkpoint, tokenizer=options.tokenizer)
+
+    from skrr_export.bake import weights_layout
+    from skrr_export.encoders import recognise, select
+
     encoder = recognise(checkpoint)
     plan = options.plan or Plan.identity(encoder.family, encoder.num_layers)
     selection = select(checkpoint, encoder, plan)
@@ -138,6 +150,8 @@ def _prepare(location: str | Path, options: ExportOptions) -> _Job:
 
 
 def _graph(job: _Job) -> bytes:
+    from skrr_export.targets.onnx.graph import build
+
     sizes = (job.options.batch or "batch", job.options.sequence or "sequence")
     return build(
         job.encoder,
@@ -151,6 +165,9 @@ def _graph(job: _Job) -> bytes:
 
 
 def _manifest(job: _Job, files: dict[str, FileEntry]) -> Manifest:
+    from skrr_export.targets.onnx.graph import GRAPH
+    from skrr_export.targets.onnx.trace import OPSET
+
     return Manifest(
         family=job.encoder.family,
         num_layers=job.encoder.num_layers,
