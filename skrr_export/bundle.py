@@ -115,6 +115,7 @@ class Manifest:
             document = json.loads(text)
             if document["format"] != FORMAT:
                 raise BundleError(f"the bundle's format is {document['format']!r}; this release reads '{FORMAT}'")
+            _check_names(document)
             encoder, shape = document["encoder"], document["inputs"][0]["shape"]
             return cls(
                 family=encoder["family"],
@@ -135,6 +136,16 @@ class Manifest:
             )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, PlanError) as error:
             raise BundleError(f"malformed manifest: {type(error).__name__}: {error}") from error
+
+
+def _check_names(document: Mapping[str, Any]) -> None:
+    """A bundle may come from anywhere: it must not name files outside its directory, or files without a hash."""
+    for name in document["files"]:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BundleError(f"the manifest names a file outside the bundle: {name}")
+    for target in document["targets"].values():
+        if target["file"] not in document["files"]:
+            raise BundleError(f"the manifest gives no hash for {target['file']}")
 
 
 @dataclass(frozen=True, slots=True)

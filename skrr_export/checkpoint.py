@@ -83,8 +83,8 @@ def _download(model_id: str, subfolder: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     folders = [f"{subfolder}/", f"{subfolder.replace('text_encoder', 'tokenizer')}/"] if subfolder else [""]
-    patterns = [f"{folder}{name}" for folder in folders for name in ("config.json", "model*.safetensors*")]
-    patterns += [f"{folder}{name}" for folder in folders for name in TOKENIZER_FILES]
+    names = ("config.json", SINGLE, INDEX, "model-*-of-*.safetensors", *TOKENIZER_FILES)
+    patterns = [f"{folder}{name}" for folder in folders for name in names]
     try:
         return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -112,9 +112,10 @@ def export_checkpoint(
         from skrr_export.targets.onnx.graph import GRAPH
 
         stage.require_space(job.layout.nbytes)
+        weights = stage.create(WEIGHTS)
         progress("tracing", 0, job.layout.nbytes)
         graph = _graph(job)
-        baked = bake(job.selection.tensors, job.layout, job.dtype, stage.create(WEIGHTS), progress)
+        baked = bake(job.selection.tensors, job.layout, job.dtype, weights, progress)
         files = {WEIGHTS: FileEntry(baked.sha256, baked.nbytes)}
         for name, content in {GRAPH: graph, **_companions(job.checkpoint)}.items():
             stage.write(name, content)

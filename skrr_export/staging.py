@@ -75,6 +75,9 @@ class StagedDirectory:
         self._check_target()
 
     def _check_target(self) -> None:
+        ancestor = next(path for path in self.target.parents if path.exists())
+        if not ancestor.is_dir():
+            raise OutputError(f"{ancestor} is not a directory, so {self.target} cannot be written")
         if not os.path.lexists(self.target):
             return
         if not self.replace:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from skrr_export.cli.output import Output, output_options, size
+from skrr_export.pipelines import PRESETS
 from skrr_export.plan import Plan
 from skrr_export.plan_view import summary
 
@@ -15,7 +16,7 @@ from skrr_export.plan_view import summary
 @click.argument("checkpoint")
 @click.option("-o", "--output", "bundle", required=True, type=click.Path(path_type=Path), help="The bundle to write.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Plan file; default: keep everything.")
-@click.option("--pipeline", default="plain", show_default=True, help="What feeds the encoder: plain, flux.1, sd3, ...")
+@click.option("--pipeline", default="plain", show_default=True, help=f"What feeds it: {', '.join(PRESETS)}.")
 @click.option("--dtype", help="fp32, fp16 or bf16; default: the checkpoint's own.")
 @click.option("--to", "targets", default="onnx", show_default=True, help="Formats to write, comma-separated.")
 @click.option("--subfolder", help="The encoder's folder in a pipeline directory, e.g. text_encoder_2.")

@@ -47,10 +47,10 @@ def command(
     from skrr_export.bundle import open_bundle
     from skrr_export.checkpoint import open_checkpoint
     from skrr_export.measure.verify import verify
-    from skrr_export.prompts import default_prompts, read_prompts
+    from skrr_export.prompts import read_prompts
     from skrr_export.targets import open_target
 
-    prompts = default_prompts() if prompts_file is None else read_prompts(prompts_file)
+    prompts = None if prompts_file is None else read_prompts(prompts_file)
     directory = None if reference is None else open_checkpoint(reference, subfolder).directory
     opened = open_bundle(bundle)
     with output.progress() as progress:

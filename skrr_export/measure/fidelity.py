@@ -22,7 +22,7 @@ class Deviation:
     nonfinite: int
     """Values of ours that are NaN or infinite; the other numbers leave such tokens out."""
     relative_l2: float | None
-    """Norm of the difference over the norm of the reference, all tokens together."""
+    """Norm of the difference over the norm of the reference, all tokens together; undefined for a zero reference."""
     cosine_min: float | None
     cosine_p1: float | None
     """First percentile over tokens."""
@@ -80,7 +80,7 @@ class DeviationMeter:
         return Deviation(
             tokens=self._tokens,
             nonfinite=self._nonfinite,
-            relative_l2=_ratio(math.sqrt(self._difference_squared), math.sqrt(self._reference_squared)),
+            relative_l2=_ratio(self._difference_squared, self._reference_squared),
             cosine_min=float(cosines.min()),
             cosine_p1=float(np.quantile(cosines, 0.01)),
             cosine_mean=float(cosines.mean()),
@@ -89,7 +89,5 @@ class DeviationMeter:
         )
 
 
-def _ratio(difference: float, reference: float) -> float:
-    if reference > 0:
-        return difference / reference
-    return 0.0 if difference == 0 else math.inf
+def _ratio(difference_squared: float, reference_squared: float) -> float | None:
+    return math.sqrt(difference_squared / reference_squared) if reference_squared > 0 else None

@@ -14,6 +14,7 @@ from skrr_export.bundle import TOKENIZER, Bundle
 from skrr_export.measure.fidelity import Deviation, DeviationMeter
 from skrr_export.measure.limits import LIMITS
 from skrr_export.progress import Progress, silent
+from skrr_export.prompts import default_prompts
 from skrr_export.targets.onnx.session import Ids, OnnxSession
 from skrr_export.tokenization import BATCH, Tokenizer
 
@@ -88,7 +89,7 @@ class Report:
 def verify(
     bundle: Bundle,
     session: OnnxSession,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | None = None,
     *,
     reference: Path | None = None,
     seed: int = 0,
@@ -99,7 +100,7 @@ def verify(
     Args:
         bundle: what the session runs.
         session: the target under test.
-        prompts: to compare on, beside random ids; used if the bundle carries a tokenizer.
+        prompts: to compare on, beside random ids; default: the shipped ones, if the bundle carries a tokenizer.
         reference: the original checkpoint's directory. With it, drift also covers the baking of the weights, and the
             loss is measured.
         seed: of the random ids.
@@ -110,11 +111,9 @@ def verify(
     """
     from skrr_export.measure.reference import dense_reference, planned_reference
 
-    tokenised = (bundle.directory / TOKENIZER).is_dir()
-    cases = [
-        *(_prompt_cases(bundle, prompts) if tokenised else ()),
-        *_random_cases(bundle, np.random.default_rng(seed)),
-    ]
+    if prompts is None:
+        prompts = default_prompts() if (bundle.directory / TOKENIZER).is_dir() else []
+    cases = [*_prompt_cases(bundle, prompts), *_random_cases(bundle, np.random.default_rng(seed))]
     ours = _run(lambda ids, mask: session.encode(ids, mask)["last_hidden_state"], bundle, cases, "target", progress)
     drift = _compare(ours, _run(planned_reference(bundle, reference), bundle, cases, "reference", progress), cases)
     loss = None
@@ -124,13 +123,11 @@ def verify(
     return Report(
         computes_in=computes_in,
         cases=len(cases),
-        prompts=len(prompts) if tokenised else 0,
+        prompts=len(prompts),
         drift=drift,
         loss=loss,
         failures=tuple(_failures(drift, computes_in, reads_padding=bundle.manifest.pipeline.reads_padding)),
-        notes=session.notes
-        if tokenised
-        else (*session.notes, "no tokenizer in the bundle: verified on random ids only"),
+        notes=session.notes if prompts else (*session.notes, "no tokenizer in the bundle: compared on random ids only"),
     )
 
 
@@ -144,6 +141,8 @@ def _run(encode: Encode, bundle: Bundle, cases: Sequence[Case], what: str, progr
 
 
 def _prompt_cases(bundle: Bundle, prompts: Sequence[str]) -> Iterator[Case]:
+    if not prompts:
+        return
     tokenizer = Tokenizer(bundle)
     size = bundle.manifest.batch or BATCH
     for begin in range(0, len(prompts), size):
