@@ -119,7 +119,7 @@ def verify(
     loss = None
     if reference is not None:
         loss = _compare(ours, _run(dense_reference(reference), bundle, cases, "dense reference", progress), cases)
-    computes_in = "fp32" if session.lowered else bundle.manifest.dtype.name
+    computes_in = session.computes_in.name
     return Report(
         computes_in=computes_in,
         cases=len(cases),

@@ -1,7 +1,7 @@
-"""The one lowering pass for ONNX Runtime's CPU provider, which has no bf16 kernels and few fp16 ones.
+"""What ONNX Runtime needs changed in a half-precision graph; the encoder and the bundle know nothing of this.
 
-The weights stay as they are stored, and mapped; each is cast to fp32 where it is used, and everything is computed in
-fp32. The encoder and the bundle's graph know nothing of this.
+Its CPU provider has no bf16 kernels and few fp16 ones: there, the weights stay as they are stored, and mapped, each is
+cast to fp32 where it is used, and everything is computed in fp32. Elsewhere only a bf16 result is widened.
 """
 
 from __future__ import annotations
@@ -34,6 +34,18 @@ def compute_in_fp32(model: ir.Model) -> None:
     for value in _computed(model.graph):
         if value.dtype in HALVES:
             value.type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def widen_outputs(model: ir.Model) -> None:
+    """Cast bf16 results to fp32 in place: NumPy, in which ONNX Runtime hands them over, has no bf16."""
+    for index, output in enumerate(model.graph.outputs):
+        if output.dtype is ir.DataType.BFLOAT16:
+            cast = _cast(output)
+            model.graph.append(cast)
+            wide = cast.outputs[0]
+            wide.name, output.name = output.name, f"{output.name}.bf16"
+            wide.shape, wide.type = output.shape, ir.TensorType(ir.DataType.FLOAT)
+            model.graph.outputs[index] = wide
 
 
 def _computed(graph: ir.Graph) -> Iterable[ir.Value]:

@@ -45,15 +45,18 @@ class OnnxSession:
         runtime = _import_runtime(device)
         self.bundle = bundle
         self.mode = mode
-        self.lowered = device == "cpu" and bundle.manifest.dtype is not FP32
+        dtype = bundle.manifest.dtype
+        self.computes_in = FP32 if device == "cpu" else dtype
+        """Precision of the activations."""
+        lowered = self.computes_in is not dtype
         graph = bundle.target_file("onnx")
         try:
             self._session = runtime.InferenceSession(
-                _lowered(graph) if self.lowered else str(graph),
+                str(graph) if dtype is FP32 else _adapted(graph, compute_in_fp32=lowered),
                 _options(runtime, graph.parent, mode, threads),
                 providers=[PROVIDERS[device]],
                 # In mapped mode folding would compute, and keep, an fp32 copy of every half-precision weight.
-                disabled_optimizers=["ConstantFolding"] if self.lowered and mode == "mapped" else None,
+                disabled_optimizers=["ConstantFolding"] if lowered and mode == "mapped" else None,
             )
         except Exception as error:  # ONNX Runtime's own exceptions share no base but this
             raise BundleError(f"ONNX Runtime cannot load {graph}: {_first_line(error)}") from error
@@ -61,9 +64,9 @@ class OnnxSession:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about how this session computes."""
-        if not self.lowered:
-            return ()
         name = self.bundle.manifest.dtype.name
+        if self.computes_in.name == name:
+            return ()
         return (f"weights stored as {name}, computed in fp32: ONNX Runtime's CPU provider lacks {name} kernels",)
 
     def encode(self, input_ids: Ids, attention_mask: Ids | None = None) -> dict[str, npt.NDArray[np.generic]]:
@@ -75,7 +78,7 @@ class OnnxSession:
                 no mask the graph has none, and only `None` is accepted; elsewhere `None` means all ones.
 
         Returns:
-            `last_hidden_state` `[batch, sequence, hidden_size]`, of the type the graph computes in.
+            `last_hidden_state` `[batch, sequence, hidden_size]`, in `computes_in`; a bf16 result as fp32.
 
         Raises:
             InputError: the inputs do not fit the encoder.
@@ -138,15 +141,17 @@ def _options(runtime: Any, folder: Path, mode: str, threads: int | None) -> Any:
     return options
 
 
-def _lowered(graph: Path) -> bytes:
+def _adapted(graph: Path, *, compute_in_fp32: bool) -> bytes:
     import onnx_ir as ir
 
-    from skrr_export.targets.onnx.lower import compute_in_fp32
+    from skrr_export.targets.onnx import lower
 
     model = ir.load(graph)
-    compute_in_fp32(model)
-    content = ir.to_proto(model).SerializeToString()
-    assert isinstance(content, bytes)
+    if compute_in_fp32:
+        lower.compute_in_fp32(model)
+    else:
+        lower.widen_outputs(model)
+    content: bytes = ir.to_proto(model).SerializeToString()
     return content
 
 
