@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -37,16 +38,24 @@ def disk_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(f"cannot write {target}: {error.strerror}; nothing was changed") from error
-        raise OutputError(f"cannot write {error.filename or target}: {error.strerror}") from error
+        named = target if ".partial" in str(error.filename or ".partial") else error.filename
+        raise OutputError(f"cannot write {named}: {error.strerror}") from error
 
 
 def write_file(target: Path, content: bytes) -> None:
-    """Write a small file in one step; an existing one is replaced, as `-o` of every Unix tool does.
+    """Write a small file in one step; as with `-o` of every Unix tool an existing one is replaced, a link is followed.
 
     Raises:
         OutputError: it cannot be written.
     """
     with disk_errors(target):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+        if target.exists() and not target.is_file():  # a pipe or a device, such as /dev/stdout
+            target.write_bytes(content)
+            return
+        if target.exists():
+            target = target.resolve()
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         try:
             with temporary.open("xb") as file:
@@ -71,6 +80,9 @@ class StagedDirectory:
         self.replace = replace
         self.marker = marker
         self.files: dict[str, BinaryIO] = {}
+        self._lock: int | None = None
+        if not self.target.name:
+            raise OutputError(f"{self.target} cannot be replaced; choose another output")
         self.directory = self.target.with_name(f".{self.target.name}.{secrets.token_hex(4)}.partial")
         self._check_target()
 
@@ -106,6 +118,8 @@ class StagedDirectory:
             for file in self.files.values():
                 with suppress(OSError):  # a full disk can refuse the last flush; the error is already under way
                     file.close()
+            if self._lock is not None:
+                os.close(self._lock)
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def create(self, name: str) -> BinaryIO:
@@ -115,6 +129,7 @@ class StagedDirectory:
                 descriptor = os.open(self._existing_parent, os.O_TMPFILE | os.O_RDWR, 0o666)
                 self.files[name] = os.fdopen(descriptor, "w+b")
             except (OSError, AttributeError):  # a file system, or a platform, without unnamed files
+                self._make_directory()
                 path = self.directory / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.files[name] = path.open("x+b")
@@ -135,27 +150,31 @@ class StagedDirectory:
         if free < nbytes:
             raise OutputError(f"cannot write {self.target}: it needs {nbytes:,} bytes, the disk has {free:,} free")
 
+    def _make_directory(self) -> int:
+        """Make the directory and hold it: the lock tells a sweep that this one is alive."""
+        if self._lock is None:
+            self.directory.mkdir(parents=True)
+            self._lock = os.open(self.directory, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return self._lock
+
     def _commit(self) -> None:
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-        self.directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.directory, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # tells a sweep that this one is alive
-            for name, file in self.files.items():
-                path = self.directory / name
-                if not path.exists():
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    # Any src_dir_fd makes Python call linkat, the only call that follows /proc's link.
-                    os.link(f"/proc/self/fd/{file.fileno()}", path, src_dir_fd=lock, follow_symlinks=True)
-            os.fsync(lock)
-            if self.replace and self.target.exists():
-                _exchange(self.directory, self.target)
-            else:
-                self.directory.rename(self.target)
-        finally:
-            os.close(lock)
+        lock = self._make_directory()
+        for name, file in self.files.items():
+            path = self.directory / name
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Any src_dir_fd makes Python call linkat, the only call that follows /proc's link.
+                os.link(f"/proc/self/fd/{file.fileno()}", path, src_dir_fd=lock, follow_symlinks=True)
+        os.fsync(lock)
+        self._check_target()  # again: it may have come into being meanwhile
+        if self.target.exists():
+            _exchange(self.directory, self.target)
+        else:
+            self.directory.rename(self.target)
         _fsync_directory(self.target.parent)
 
 
@@ -177,7 +196,7 @@ def _fsync_directory(path: Path) -> None:
 
 def _sweep(target: Path) -> None:
     """Remove what a killed run left beside `target`; a directory that a living process holds is locked."""
-    for path in target.parent.glob(f".{target.name}.*.partial"):
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:

@@ -137,6 +137,14 @@ def byte_tokenizer(ending: str) -> Any:
     )
 
 
+def contents(directory: Path) -> dict[str, bytes | None]:
+    """Everything below a directory: the bytes of files, `None` for directories; to prove that nothing changed."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
+        for path in sorted(directory.rglob("*"))
+    }
+
+
 def _save(model: torch.nn.Module, directory: Path, dtype: torch.dtype, shard_size: str | None, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

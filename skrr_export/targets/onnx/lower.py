@@ -6,8 +6,6 @@ cast to fp32 where it is used, and everything is computed in fp32. Elsewhere onl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import onnx_ir as ir
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -31,9 +29,10 @@ def compute_in_fp32(model: ir.Model) -> None:
                 _cast_weights(graph, node, weights)
     for output in model.graph.outputs:
         output.type = ir.TensorType(ir.DataType.FLOAT)
-    for value in _computed(model.graph):
-        if value.dtype in HALVES:
-            value.type = ir.TensorType(ir.DataType.FLOAT)
+    for node in model.graph:
+        for value in node.outputs:
+            if value.dtype in HALVES and not _is_lookup(node, weights):
+                value.type = ir.TensorType(ir.DataType.FLOAT)
 
 
 def widen_outputs(model: ir.Model) -> None:
@@ -48,8 +47,8 @@ def widen_outputs(model: ir.Model) -> None:
             model.graph.outputs[index] = wide
 
 
-def _computed(graph: ir.Graph) -> Iterable[ir.Value]:
-    return (value for node in graph for value in node.outputs if node.op_type != "Cast")
+def _is_lookup(node: ir.Node, weights: set[ir.Value]) -> bool:
+    return node.op_type == "Gather" and node.inputs[0] in weights
 
 
 def _retype(node: ir.Node) -> None:
@@ -64,7 +63,7 @@ def _retype(node: ir.Node) -> None:
 
 
 def _cast_weights(graph: ir.Graph | ir.Function, node: ir.Node, weights: set[ir.Value]) -> None:
-    if node.op_type == "Gather" and node.inputs[0] in weights:
+    if _is_lookup(node, weights):
         # Cast the rows that were looked up, not the table: an embedding is the largest tensor of all.
         rows = node.outputs[0]
         cast = _cast(rows)
@@ -84,4 +83,5 @@ def _cast_weights(graph: ir.Graph | ir.Function, node: ir.Node, weights: set[ir.
 
 
 def _cast(value: ir.Value) -> ir.Node:
-    return ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT.value}, name=f"{value.name}.fp32")
+    # Without a name, so that ONNX IR finds a free one: a re-used weight is cast once for each call.
+    return ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT.value})

@@ -55,8 +55,11 @@ class OnnxSession:
                 str(graph) if dtype is FP32 else _adapted(graph, compute_in_fp32=lowered),
                 _options(runtime, graph.parent, mode, threads),
                 providers=[PROVIDERS[device]],
-                # In mapped mode folding would compute, and keep, an fp32 copy of every half-precision weight.
-                disabled_optimizers=["ConstantFolding"] if lowered and mode == "mapped" else None,
+                # In mapped mode an fp32 copy of a half-precision weight lives from just before its use to just after.
+                # Folding would compute all of them at load; merging equal casts would hold those of re-used weights.
+                disabled_optimizers=["ConstantFolding", "CommonSubexpressionElimination"]
+                if lowered and mode == "mapped"
+                else None,
             )
         except Exception as error:  # ONNX Runtime's own exceptions share no base but this
             raise BundleError(f"ONNX Runtime cannot load {graph}: {_first_line(error)}") from error

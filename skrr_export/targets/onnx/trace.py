@@ -7,6 +7,7 @@ parts go through torch's exporter together, whose start costs as much as a part,
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -23,6 +24,8 @@ from skrr_export.encoders import Shape
 OPSET = 23
 DOMAIN = "skrr"
 """Domain of our functions. They are not called like ONNX operators: TensorRT's parser ignores the domain."""
+MAX_CONSTANT = 1024
+"""Elements of the largest constant that the graph may hold."""
 
 _EXAMPLE = {"batch": 2, "sequence": 7}  # any sizes but 0 and 1, which torch.export would take for constants
 
@@ -66,7 +69,7 @@ def trace(family: str, parts: Mapping[str, Part], dtype: torch.dtype) -> dict[st
     )
     symbols = tuple(tuple(_free(shape, prefix) for shape in part.inputs.values()) for prefix, part in parts.items())
     module = _AllParts(parts).to(dtype).eval()
-    with _quiet():
+    with _quiet(), _uncollected():
         program = torch.export.export(module, (arguments,), dynamic_shapes=(symbols,))
         # Optimising here would read the parameters' values, which do not exist.
         exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
@@ -76,7 +79,8 @@ def trace(family: str, parts: Mapping[str, Part], dtype: torch.dtype) -> dict[st
     inputs = {name: [next(activations) for _ in part.inputs] for name, part in parts.items()}
     for name, part in parts.items():
         inputs[name] += [_to_input(graph, f"parts.{name}.{parameter}") for parameter in part.parameter_names]
-    onnxscript.optimizer.optimize_ir(exported.model)
+    # Fixed sizes let it compute T5's position index, megabytes at 512 tokens; the graph holds no data, so it may not.
+    onnxscript.optimizer.optimize_ir(exported.model, output_size_limit=MAX_CONSTANT)
     outputs = dict(zip(parts, graph.outputs, strict=True))
     return {
         name: _function(f"{family}_{name}", ir.convenience.extract(graph, inputs[name], [outputs[name]]), part)
@@ -105,7 +109,10 @@ def _function(name: str, graph: ir.Graph, part: Part) -> ir.Function:
     """Functions have no initializers: the few small constants become nodes. Types are left to inference."""
     for value, label in zip(graph.inputs, [*part.inputs, *part.parameter_names], strict=True):
         value.name = label
-    for value in list(graph.initializers.values()):
+        value.shape = value.type = None
+        value.metadata_props.clear()
+    # In the order of their names: ONNX IR collects them in a set, whose order differs from run to run.
+    for _, value in sorted(graph.initializers.items()):
         constant = ir.node("Constant", [], attributes={"value": value.const_value})
         graph.initializers.pop(str(value.name))
         graph.insert_before(graph[0], constant)
@@ -122,6 +129,18 @@ def _function(name: str, graph: ir.Graph, part: Part) -> ir.Function:
     graph.metadata_props.clear()
     graph.opset_imports[""] = OPSET
     return ir.Function(DOMAIN, name, graph=graph, attributes=[])
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause the garbage collector: a trace makes millions of objects that live until it ends, and none that do not."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +47,7 @@ def every_kind(t5: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         "t5, unmasked": export(t5, directory / "c", PLAN, masked=False),
         "t5, bf16": export(t5, directory / "d", PLAN, dtype="bf16"),
         "t5, fp16, inlined": export(t5, directory / "e", PLAN, dtype="fp16", inline=True),
-        "t5, fixed sizes": export(t5, directory / "f", PLAN, batch=2, sequence=9),
+        "t5, fixed sizes": export(t5, directory / "f", PLAN, batch=1, sequence=512),
         "bert": export(bert, directory / "g", PLAN),
         "bert, unmasked, inlined": export(bert, directory / "h", PLAN, masked=False, inline=True),
     }
@@ -133,12 +132,6 @@ def test_initializers_are_ranges_of_the_weights_file(every_kind: dict[str, Bundl
             assert list(initializer.dims) == header[initializer.name]["shape"]
 
 
-def _bodies(model: onnx.ModelProto) -> Iterator[tuple[list[onnx.NodeProto], set[str]]]:
-    """The main graph once its functions are written out, and the names of its weights."""
-    inlined = onnx.inliner.inline_local_functions(model)
-    yield list(inlined.graph.node), {initializer.name for initializer in inlined.graph.initializer}
-
-
 def test_matrices_are_read_as_they_lie(every_kind: dict[str, Bundle]) -> None:
     """`[out, in]` weights go into Gemm with transB; a Transpose would be folded into a private copy at load."""
     for kind, bundle in every_kind.items():
@@ -168,8 +161,8 @@ def test_graph_holds_no_weights_and_is_small(every_kind: dict[str, Bundle]) -> N
             for attribute in node.attribute
             if attribute.HasField("t")
         ]
-        assert all(math.prod(constant.dims) <= 8 for constant in constants), kind
-        assert (bundle.directory / "model.onnx").stat().st_size < 200_000
+        assert all(math.prod(constant.dims) <= 1024 for constant in constants), kind
+        assert (bundle.directory / "model.onnx").stat().st_size < 100_000, kind
 
 
 def test_functions_do_not_grow_with_depth(tmp_path: Path) -> None:
@@ -216,7 +209,7 @@ def test_interface_is_named_and_typed(every_kind: dict[str, Bundle]) -> None:
         graph = _graph(bundle).graph
         half = "bf16" if "bf16" in kind else "fp16" if "fp16" in kind else None
         element = {None: onnx.TensorProto.FLOAT, "bf16": onnx.TensorProto.BFLOAT16, "fp16": onnx.TensorProto.FLOAT16}
-        sizes = [2, 9] if "fixed" in kind else ["batch", "sequence"]
+        sizes = [1, 512] if "fixed" in kind else ["batch", "sequence"]
         names = ["input_ids"] if "unmasked" in kind else ["input_ids", "attention_mask"]
         assert [value.name for value in graph.input] == names
         assert all(value.type.tensor_type.elem_type == onnx.TensorProto.INT64 for value in graph.input)
@@ -236,8 +229,10 @@ import numpy as np
 from skrr_export.bundle import open_bundle
 from skrr_export.targets.onnx.session import OnnxSession
 for directory in sys.argv[1:]:
+    bundle = open_bundle(directory)
+    shape = bundle.manifest.batch or 2, bundle.manifest.sequence or 9
     for mode in ("mapped", "prepacked"):
-        OnnxSession(open_bundle(directory), mode=mode).encode(np.ones((2, 9), np.int64))
+        OnnxSession(bundle, mode=mode).encode(np.ones(shape, np.int64))
 """
 
 
@@ -256,7 +251,7 @@ export(Path(sys.argv[1]), Path(sys.argv[2]), PLAN)
 
 
 def test_same_input_gives_the_same_bytes_in_any_process(planned: Bundle, t5: Path, tmp_path: Path) -> None:
-    """Also proves `remembered_traces`: the other process traces for itself."""
+    """Sets are walked in another order there. Also proves `remembered_traces`: the other process traces for itself."""
     run_python(EXPORT, t5, tmp_path / "again", PYTHONHASHSEED="12345")
     files = sorted(path.name for path in planned.directory.iterdir())
     assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
