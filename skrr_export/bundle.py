@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from skrr_export.dtypes import BAKEABLE, DType
-from skrr_export.errors import BundleError, PlanError
+from skrr_export.errors import BundleError, CheckpointError, PlanError
 from skrr_export.pipelines import Preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
@@ -112,30 +113,50 @@ class Manifest:
             BundleError: it is malformed, or of a format this release does not know.
         """
         try:
-            document = json.loads(text)
+            document = json.loads(text, parse_constant=_no_constant)
             if document["format"] != FORMAT:
                 raise BundleError(f"the bundle's format is {document['format']!r}; this release reads '{FORMAT}'")
             _check_names(document)
-            encoder, shape = document["encoder"], document["inputs"][0]["shape"]
+            encoder, plan = document["encoder"], Plan.from_dict(document["plan"])
+            batch, sequence = document["inputs"][0]["shape"]
+            if (encoder["family"], encoder["num_layers"]) != (plan.family, plan.num_layers):
+                raise ValueError("the plan is for another encoder")
             return cls(
-                family=encoder["family"],
-                num_layers=encoder["num_layers"],
-                hidden_size=encoder["hidden_size"],
-                vocab_size=encoder["vocab_size"],
-                max_length=encoder["max_length"],
-                plan=Plan.from_dict(document["plan"]),
+                family=plan.family,
+                num_layers=_positive(encoder["num_layers"]),
+                hidden_size=_positive(encoder["hidden_size"]),
+                vocab_size=_positive(encoder["vocab_size"]),
+                max_length=None if encoder["max_length"] is None else _positive(encoder["max_length"]),
+                plan=plan,
                 pipeline=Preset.from_dict(document["pipeline"]),
                 dtype=BAKEABLE[document["dtype"]],
-                batch=shape[0] if isinstance(shape[0], int) else None,
-                sequence=shape[1] if isinstance(shape[1], int) else None,
-                total_parameters=document["parameters"]["total"],
-                kept_parameters=document["parameters"]["kept"],
+                batch=None if batch == "batch" else _positive(batch),
+                sequence=None if sequence == "sequence" else _positive(sequence),
+                total_parameters=_positive(document["parameters"]["total"]),
+                kept_parameters=_positive(document["parameters"]["kept"]),
                 targets=document["targets"],
-                files={name: FileEntry(file["sha256"], file["bytes"]) for name, file in document["files"].items()},
-                tools=document["tools"],
+                files={name: _file_entry(file) for name, file in document["files"].items()},
+                tools={name: str(version) for name, version in document["tools"].items()},
             )
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, PlanError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, PlanError) as error:
             raise BundleError(f"malformed manifest: {type(error).__name__}: {error}") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _positive(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is not a positive integer")
+    return value
+
+
+def _file_entry(document: Mapping[str, Any]) -> FileEntry:
+    sha256, nbytes = document["sha256"], document["bytes"]
+    if not re.fullmatch("[0-9a-f]{64}", sha256) or type(nbytes) is not int or nbytes < 0:
+        raise ValueError(f"{sha256!r} and {nbytes!r} are not a hash and a size")
+    return FileEntry(sha256, nbytes)
 
 
 def _check_names(document: Mapping[str, Any]) -> None:
@@ -143,9 +164,9 @@ def _check_names(document: Mapping[str, Any]) -> None:
     for name in document["files"]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"the manifest names a file outside the bundle: {name}")
-    for target in document["targets"].values():
-        if target["file"] not in document["files"]:
-            raise BundleError(f"the manifest gives no hash for {target['file']}")
+    for name in (WEIGHTS, *(target["file"] for target in document["targets"].values())):
+        if name not in document["files"]:
+            raise BundleError(f"the manifest gives no hash for {name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +192,10 @@ class Bundle:
         Raises:
             BundleError: the weights file is damaged.
         """
-        return read_header(self.weights)
+        try:
+            return read_header(self.weights)
+        except CheckpointError as error:
+            raise BundleError(str(error)) from error
 
     def target_file(self, target: str) -> Path:
         """The file of a target.

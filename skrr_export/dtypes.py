@@ -21,6 +21,8 @@ class DType:
     """In a safetensors header: `F32`, `F16`, `BF16`."""
     torch_name: str
     """Attribute of the `torch` module."""
+    onnx_name: str | None
+    """Member of ONNX's `DataType`; `None` for types we never write."""
     itemsize: int
     """Bytes an element."""
     exponent_mask: int
@@ -36,10 +38,10 @@ class DType:
         return dtype
 
 
-FP64 = DType("fp64", "F64", "float64", 8, 0x7FF0_0000_0000_0000)
-FP32 = DType("fp32", "F32", "float32", 4, 0x7F80_0000)
-FP16 = DType("fp16", "F16", "float16", 2, 0x7C00)
-BF16 = DType("bf16", "BF16", "bfloat16", 2, 0x7F80)
+FP64 = DType("fp64", "F64", "float64", None, 8, 0x7FF0_0000_0000_0000)
+FP32 = DType("fp32", "F32", "float32", "FLOAT", 4, 0x7F80_0000)
+FP16 = DType("fp16", "F16", "float16", "FLOAT16", 2, 0x7C00)
+BF16 = DType("bf16", "BF16", "bfloat16", "BFLOAT16", 2, 0x7F80)
 
 READABLE = {dtype.code: dtype for dtype in (FP64, FP32, FP16, BF16)}
 """Types of weights we can read, by safetensors code."""

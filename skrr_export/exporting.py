@@ -23,7 +23,6 @@ from skrr_export.targets import TARGETS
 from skrr_export.tensorfile import Layout
 
 if TYPE_CHECKING:
-    from skrr_export.bake import Baked
     from skrr_export.encoders import Encoder, Selection
 
 
@@ -123,7 +122,8 @@ def export_checkpoint(
         manifest = _manifest(job, files)
         stage.write(MANIFEST, manifest.to_json().encode())
         progress("flushing to disk", baked.nbytes, baked.nbytes)
-    return _exported(Path(output), manifest, baked)
+    dense_nbytes = manifest.total_parameters * manifest.dtype.itemsize
+    return Exported(Bundle(Path(output), manifest), baked.warnings, dense_nbytes)
 
 
 def _prepare(location: str | Path, options: ExportOptions) -> _Job:
@@ -186,11 +186,6 @@ def _manifest(job: _Job, files: dict[str, FileEntry]) -> Manifest:
         files=files,
         tools={name: importlib.metadata.version(name) for name in ("skrr-export", "torch", "onnxscript", "onnx-ir")},
     )
-
-
-def _exported(directory: Path, manifest: Manifest, baked: Baked) -> Exported:
-    dense = manifest.total_parameters * manifest.dtype.itemsize
-    return Exported(Bundle(directory, manifest), baked.warnings, dense)
 
 
 def _companions(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -47,11 +47,25 @@ class Preset:
             BundleError: it is malformed.
         """
         try:
+            _check(document)
             families = document["families"]
-            preset = cls(**{**document, "families": None if families is None else tuple(families)})
-        except (KeyError, TypeError) as error:
+            return cls(**{**document, "families": None if families is None else tuple(families)})
+        except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"the manifest's pipeline is malformed: {error}") from error
-        return preset
+
+
+def _check(document: Mapping[str, Any]) -> None:
+    kinds = {"name": str, "max_length": int, "masked": bool, "reads_padding": bool, "lowercase": bool}
+    for key, kind in kinds.items():
+        if type(document[key]) is not kind:
+            raise TypeError(f"{key} must not be {document[key]!r}")
+    if document["max_length"] < 1:
+        raise ValueError(f"max_length must not be {document['max_length']}")
+    if document["padding"] not in ("longest", "max_length"):
+        raise ValueError(f"padding must not be {document['padding']!r}")
+    families = document["families"]
+    if families is not None and not (isinstance(families, list) and all(type(name) is str for name in families)):
+        raise TypeError(f"families must not be {families!r}")
 
 
 PRESETS: Mapping[str, Preset] = {

@@ -53,7 +53,8 @@ def build(
     modules = encoder.parts()
     parts = {step.part: Part(modules[step.part], {name: shapes[name] for name in step.inputs}) for step in steps}
     functions = trace(encoder.family, parts, dtype.torch)
-    initializers = _initializers(layout, dtype)
+    element = ir.DataType[str(dtype.onnx_name)]
+    initializers = _initializers(layout, element)
     values = {name: _value(name, shapes[name], ir.DataType.INT64) for name in inputs}
     graph_inputs = list(values.values())
     nodes = []
@@ -62,7 +63,7 @@ def build(
         nodes.append(_call(functions[step.part], step, [*(values[name] for name in step.inputs), *weights]))
         values[step.output] = nodes[-1].outputs[0]
         values[step.output].shape = ir.Shape(shapes[step.output])
-        values[step.output].type = ir.TensorType(_onnx_type(dtype))
+        values[step.output].type = ir.TensorType(element)
     values["hidden"].name = "last_hidden_state"
     used = {value for node in nodes for value in node.inputs}
     graph = ir.Graph(
@@ -91,18 +92,18 @@ def _call(function: ir.Function, step: Step, arguments: Sequence[ir.Value]) -> i
     return node
 
 
-def _initializers(layout: Layout, dtype: DType) -> dict[str, ir.Value]:
+def _initializers(layout: Layout, element: ir.DataType) -> dict[str, ir.Value]:
     values = {}
     for tensor in layout.tensors:
         external = ir.ExternalTensor(
             tensor.file.name,
             tensor.offset,
             tensor.nbytes,
-            _onnx_type(dtype),
+            element,
             shape=ir.Shape(tensor.shape),
             name=tensor.name,
         )
-        value = _value(tensor.name, tensor.shape, _onnx_type(dtype))
+        value = _value(tensor.name, tensor.shape, element)
         value.const_value = external
         values[tensor.name] = value
     return values
@@ -115,7 +116,3 @@ def _fix(shape: Shape, sizes: Shape) -> Shape:
 
 def _value(name: str, shape: Shape, element: ir.DataType) -> ir.Value:
     return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(element))
-
-
-def _onnx_type(dtype: DType) -> ir.DataType:
-    return ir.DataType[{"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}[dtype.name]]
