@@ -23,7 +23,10 @@ from skrr_export.errors import CheckpointError
 from skrr_export.progress import Progress, silent
 from skrr_export.tensorfile import PAD_PREFIX, Layout, StoredTensor, TensorSpec, lay_out
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 1 << 20
+"""What is read, cast, checked and hashed at a time."""
+WRITE_BYTES = 256 << 10
+"""What is written at a time: Linux takes 1.4 GB in 0.5 s by 256 KiB, and in 3.5 s by 8 MiB (6.18, ext4; measured)."""
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -80,7 +83,8 @@ def bake(
 
 def _emit(update: Callable[[memoryview], None], output: BinaryIO, chunk: memoryview) -> None:
     update(chunk)
-    output.write(chunk)
+    for begin in range(0, len(chunk), WRITE_BYTES):
+        output.write(chunk[begin : begin + WRITE_BYTES])
 
 
 def _chunks(

@@ -25,6 +25,9 @@ from skrr_export.tensorfile import Layout
 if TYPE_CHECKING:
     from skrr_export.encoders import Encoder, Selection
 
+MAX_SIZE = 1 << 20
+"""Largest batch or sequence that can be fixed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
@@ -56,8 +59,8 @@ class ExportOptions:
         if unknown or not self.targets:
             raise InputError(f"unknown target '{', '.join(unknown)}'; known: {', '.join(TARGETS)}")
         for name, value in (("batch", self.batch), ("sequence", self.sequence)):
-            if value is not None and value < 1:
-                raise InputError(f"the {name} size must be at least 1, not {value}")
+            if value is not None and not 1 <= value <= MAX_SIZE:
+                raise InputError(f"the {name} size must be 1 to {MAX_SIZE:,}, not {value}")
         if self.dtype is not None:
             bakeable(self.dtype)
 

@@ -22,6 +22,9 @@ FORMAT = "skrr-plan/1"
 Kind = Literal["attention", "feed_forward"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+MAX_LAYERS = 10_000
+"""No encoder comes near; a slip of the keyboard must not make us run out of memory."""
+
 _FAMILY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -262,8 +265,8 @@ def _unit(item: str, text: str) -> int:
 
 
 def _check_order(order: Sequence[int], num_layers: int, drop: int) -> None:
-    if num_layers < 1:
-        raise PlanError(f"an encoder has at least one layer, not {num_layers}")
+    if not 1 <= num_layers <= MAX_LAYERS:
+        raise PlanError(f"an encoder has 1 to {MAX_LAYERS:,} layers, not {num_layers}")
     outside = [unit for unit in order if not 0 <= unit < 2 * num_layers]
     if outside:
         raise PlanError(f"unit {outside[0]} is out of range: {num_layers} layers have units 0 to {2 * num_layers - 1}")

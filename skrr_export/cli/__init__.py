@@ -40,7 +40,7 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="skrr-export")
 def cli() -> None:
     """Compile the text encoder of a text-to-image model ahead of time: skip and re-use its layers, share their weights.
@@ -60,7 +60,7 @@ def main() -> NoReturn:
     """Run the command line: an error the user can mend is one line on stderr and exit code 2."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        sys.exit(cli.main(prog_name="skrr-export", standalone_mode=False) or 0)
     except SkrrError as error:
         _fail(str(error))
     except click.UsageError as error:

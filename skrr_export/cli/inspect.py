@@ -26,11 +26,12 @@ def command(bundle: Path, output: Output) -> None:
     with output.progress() as progress:
         opened.check_hashes(progress)
     manifest = opened.manifest
+    from rich.markup import escape
     from rich.table import Table
 
     files = Table("file", "size", "sha256", title="files", title_justify="left")
     for name, entry in sorted(manifest.files.items()):
-        files.add_row(name, size(entry.nbytes), entry.sha256[:16])
+        files.add_row(escape(name), size(entry.nbytes), entry.sha256[:16])
     feed = manifest.pipeline
     output.result(
         json.loads(manifest.to_json()),

@@ -25,15 +25,16 @@ class Output:
     quiet: bool
 
     def result(self, document: Mapping[str, Any], *lines: object) -> None:
-        """Print the result: the document as JSON, or the lines, which may be rich tables."""
+        """Print the result: the document as JSON, or the lines, which may be rich tables; text is printed as it is."""
         if self.json:
             click.echo(json.dumps(document, indent=1, allow_nan=False))
         elif not self.quiet:
             from rich.console import Console
+            from rich.text import Text
 
             console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
             for line in lines:
-                console.print(line, soft_wrap=True)
+                console.print(Text(_printable(line)) if isinstance(line, str) else line, soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Print a warning on stderr."""
@@ -65,6 +66,11 @@ def output_options(function: F) -> F:
         return function(*args, output=Output(as_json, quiet), **options)
 
     return command  # type: ignore[return-value]
+
+
+def _printable(line: str) -> str:
+    """A line whose paths may hold bytes that are no text."""
+    return line.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def size(nbytes: int) -> str:

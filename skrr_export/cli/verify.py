@@ -44,6 +44,8 @@ def command(
     Example:
       skrr-export verify t5.bundle --reference t5-v1_1-xxl
     """
+    from rich.text import Text
+
     from skrr_export.bundle import open_bundle
     from skrr_export.checkpoint import open_checkpoint
     from skrr_export.measure.verify import verify
@@ -57,13 +59,13 @@ def command(
         opened.check_hashes(progress)
         session = open_target(opened, target, device=device)
         report = verify(opened, session, prompts, reference=directory, seed=seed, progress=progress)
-    verdict = "[green]passed[/]" if report.passed else "[red]FAILED[/]"
+    verdict = ("passed", "green") if report.passed else ("FAILED", "red")
     output.result(
         {"bundle": str(bundle), "target": target, **report.to_dict()},
         _table(report),
         *(f"note: {note}" for note in report.notes),
-        *(f"[red]failed:[/] {failure}" for failure in report.failures),
-        f"{bundle}: {verdict} ({report.cases} batches, {report.prompts} prompts)",
+        *(Text.assemble(("failed:", "red"), f" {failure}") for failure in report.failures),
+        Text.assemble(f"{bundle}: ", verdict, f" ({report.cases} batches, {report.prompts} prompts)"),
     )
     if not report.passed:
         raise SystemExit(1)

@@ -20,7 +20,7 @@ class Deviation:
 
     tokens: int
     nonfinite: int
-    """Values of ours that are NaN or infinite; the other numbers leave such tokens out."""
+    """Values that are NaN or infinite, of ours or of the reference; the other numbers leave such tokens out."""
     relative_l2: float | None
     """Norm of the difference over the norm of the reference, all tokens together; undefined for a zero reference."""
     cosine_min: float | None
@@ -56,9 +56,10 @@ class DeviationMeter:
         if ours.shape != reference.shape or ours.ndim != 2:
             raise ValueError(f"shapes {ours.shape} and {reference.shape} cannot be compared")
         self._tokens += len(ours)
-        self._nonfinite += int((~np.isfinite(ours)).sum())
-        finite = np.isfinite(ours).all(axis=1)
-        a, b = ours[finite].astype(np.float64), reference[finite].astype(np.float64)
+        finite = np.isfinite(ours) & np.isfinite(reference)
+        self._nonfinite += int((~finite).sum())
+        rows = finite.all(axis=1)
+        a, b = ours[rows].astype(np.float64), reference[rows].astype(np.float64)
         difference = a - b
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         dots = (a * b).sum(axis=1)

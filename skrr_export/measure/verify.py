@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -196,4 +197,5 @@ def _failures(drift: Comparison, computes_in: str, *, reads_padding: bool) -> It
 
 
 def _excess(what: str, value: float, limit: float, computes_in: str) -> str:
-    return f"{what} {value:.3g} exceeds {limit:g} for {computes_in}; the smallest limit that would pass is {value:.3g}"
+    passing = float(Context(prec=3, rounding=ROUND_CEILING).create_decimal_from_float(value))
+    return f"{what} {value:.3g} exceeds {limit:g} for {computes_in}; the smallest limit that would pass is {passing:.3g}"

@@ -37,11 +37,13 @@ class OnnxSession:
         Raises:
             BundleError: the bundle has no ONNX graph, or ONNX Runtime refuses it.
             DependencyError: ONNX Runtime is absent, or lacks the device's provider.
-            InputError: the device or mode is unknown.
+            InputError: the device or mode is unknown, or there is no thread.
         """
         for what, value, known in (("device", device, PROVIDERS), ("mode", mode, MODES)):
             if value not in known:
                 raise InputError(f"unknown {what} '{value}'; known: {', '.join(known)}")
+        if threads is not None and threads < 1:
+            raise InputError(f"the number of threads must be at least 1, not {threads}")
         runtime = _import_runtime(device)
         self.bundle = bundle
         self.mode = mode

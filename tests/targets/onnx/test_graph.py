@@ -266,6 +266,7 @@ import numpy as np
 from skrr_export.bundle import open_bundle
 from skrr_export.targets.onnx.session import OnnxSession
 import onnxruntime
+import skrr_export.targets.onnx.lower
 def anonymous():
     return int(re.search(r"Anonymous:\\s+(\\d+)", Path("/proc/self/smaps_rollup").read_text()).group(1)) * 1024
 before = anonymous()

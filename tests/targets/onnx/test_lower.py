@@ -104,7 +104,8 @@ def test_result_is_widened_where_numpy_lacks_the_type(bundle: Bundle, dtype: str
     model = ir.load(bundle.directory / "model.onnx")
     widen_outputs(model)
     proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=False)
+    onnx.save(proto, bundle.directory / "widened.onnx")
+    onnx.checker.check_model(bundle.directory / "widened.onnx", full_check=True)
     [output] = proto.graph.output
     expected = {"bf16": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16}[dtype]
     assert (output.name, output.type.tensor_type.elem_type) == ("last_hidden_state", expected)
@@ -121,5 +122,5 @@ def test_casts_live_from_just_before_their_use_to_just_after(tmp_path: Path) -> 
     twice = export(checkpoint, tmp_path / "twice", [(layer % 6, layer % 6) for layer in range(12)])
     assert dense.weights.stat().st_size > 96 << 20
     for bundle in (dense, twice):
-        # Measured: 20 MiB for either; 190 MiB if all casts run first, 100 MiB if equal casts are merged.
+        # Measured: 24 MiB for either; 204 MiB for the second if ONNX Runtime merges equal casts.
         assert int(run_python(MEMORY, bundle.directory, "mapped").stdout) < 40 << 20, bundle.directory.name

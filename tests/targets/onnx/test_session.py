@@ -91,7 +91,7 @@ def test_ids_that_do_not_fit_are_refused(
 
 
 def test_mask_that_does_not_fit_is_refused(bundles: dict[str, Bundle], session: OnnxSession) -> None:
-    with pytest.raises(InputError, match=r"attention_mask is \[2, 8\], input_ids are \[2, 9\]"):
+    with pytest.raises(InputError, match=r"attention_mask is \[2, 8\], input_ids \[2, 9\]"):
         session.encode(IDS, MASK[:, :8])
     with pytest.raises(InputError, match="the pipeline 'unmasked' passes its encoder no attention_mask"):
         OnnxSession(bundles["t5, unmasked"]).encode(IDS, MASK)
@@ -150,8 +150,8 @@ def test_options_reach_the_runtime(bundles: dict[str, Bundle]) -> None:
         ({"device": "tpu"}, "unknown device 'tpu'; known: cpu, cuda"),
         ({"mode": "fast"}, "unknown mode 'fast'; known: mapped, prepacked"),
         ({"target": "pt2"}, "unknown target 'pt2'; known: onnx"),
-        ({"threads": 0}, "threads"),
-        ({"threads": -1}, "threads"),
+        ({"threads": 0}, "threads must be at least 1, not 0"),
+        ({"threads": -1}, "threads must be at least 1, not -1"),
     ],
 )
 def test_unknown_option_is_refused(options: dict[str, Any], complaint: str, bundles: dict[str, Bundle]) -> None:
