@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from skrr_export.dtypes import READABLE, DType
+from skrr_export.dtypes import FP16, READABLE, DType
 from skrr_export.errors import CheckpointError
 from skrr_export.progress import Progress, silent
 from skrr_export.tensorfile import PAD_PREFIX, Layout, StoredTensor, TensorSpec, lay_out
@@ -138,4 +138,5 @@ def _has_nonfinite(chunk: Bytes, dtype: DType) -> bool:
 def _describe_nonfinite(source: StoredTensor, chunk: Bytes, dtype: DType) -> str:
     if _has_nonfinite(chunk, READABLE[source.code]):
         return f"tensor '{source.name}' of {source.file} holds NaN or infinity"
-    return f"tensor '{source.name}' holds values that overflow {dtype.name}; bake to bf16 or fp32"
+    advice = "; bake to bf16 or fp32" if dtype is FP16 else ""
+    return f"tensor '{source.name}' holds values that overflow {dtype.name}{advice}"

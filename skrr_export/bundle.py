@@ -241,6 +241,9 @@ def open_bundle(directory: str | Path) -> Bundle:
         raise BundleError(f"{directory / MANIFEST}: {error}") from error
     for name, entry in manifest.files.items():
         _check_file(directory / name, entry, hashed=name != WEIGHTS)
+    for path in sorted((directory / TOKENIZER).glob("*")):  # whose loader reads whatever it finds there
+        if f"{TOKENIZER}/{path.name}" not in manifest.files:
+            raise BundleError(f"{path} is not part of the bundle; remove it, or export again with --tokenizer")
     return Bundle(directory, manifest)
 
 

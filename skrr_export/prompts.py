@@ -21,7 +21,7 @@ def read_prompts(path: Path) -> list[str]:
         InputError: it cannot be read, or is empty.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # without the mark that Windows editors put first
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"cannot read the prompts in {path}: {reason}") from error

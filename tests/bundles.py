@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -75,6 +76,18 @@ SPECIAL_PLANS: dict[str, Sources] = {
     "everything skipped": [(None, None), (None, None), (None, None)],
     "one layer, skipped": [(None, None)],
 }
+SPECIAL_CASES = [
+    pytest.param(plan, masked, id=f"{name}, {'masked' if masked else 'unmasked'}")
+    for name, plan in SPECIAL_PLANS.items()
+    for masked in (True, False)
+    if masked or not name.startswith("every ")  # those two take a trace of their own
+]
+"""Special plans, on masked and on unmasked graphs."""
+
+
+def examples(count: int) -> settings:
+    """Settings of a slow property: so many examples, or those of the profile `explore`."""
+    return settings(max_examples=count) if settings.default.derandomize else settings()
 
 
 def error_against_transformers(

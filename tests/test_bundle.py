@@ -319,6 +319,11 @@ def test_what_is_none_is_no_bundle(tmp_path: Path, checkpoint: Path) -> None:
         assert refused(path) == f"{path} is not a bundle: cannot read manifest.json: {reason}"
 
 
+def test_a_tokenizer_file_without_a_hash_is_refused(copied: Path) -> None:
+    (copied / "tokenizer" / "added_tokens.json").write_text('{"cat": 1}')
+    assert "added_tokens.json is not part of the bundle" in refused(copied)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(copied: Path, name: str) -> None:
     (copied / name).unlink()

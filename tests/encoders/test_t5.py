@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -24,8 +24,9 @@ from skrr_export.errors import CheckpointError
 from skrr_export.targets.onnx.session import OnnxSession
 from tests import reference
 from tests.bundles import (
-    SPECIAL_PLANS,
+    SPECIAL_CASES,
     error_against_transformers,
+    examples,
     export,
     plans,
     random_ids,
@@ -67,7 +68,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
 def test_any_plan_equals_transformers(shape: str, masked: bool, checkpoints: Checkpoints, tmp_path: Path) -> None:
-    @settings(max_examples=12)
+    @examples(12)
     @given(
         sources=st.integers(1, 6).flatmap(plans),
         batch=st.integers(1, 4),
@@ -94,8 +95,7 @@ def test_long_inputs_reach_beyond_the_largest_distance(
     assert error_against_transformers(checkpoints(shape, 2), tmp_path, sources, ids, mask) < TOLERANCE
 
 
-@pytest.mark.parametrize("sources", SPECIAL_PLANS.values(), ids=SPECIAL_PLANS)
-@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+@pytest.mark.parametrize(("sources", "masked"), SPECIAL_CASES)
 def test_special_plan_equals_transformers(
     sources: Sources, masked: bool, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:

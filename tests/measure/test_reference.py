@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from skrr_export.bundle import Bundle
 from skrr_export.errors import CheckpointError
 from skrr_export.measure.reference import dense_reference, planned_reference
 from tests import reference
-from tests.bundles import SPECIAL_PLANS, export, plans, random_ids, random_mask, relative_error, soften
+from tests.bundles import SPECIAL_PLANS, examples, export, plans, random_ids, random_mask, relative_error, soften
 from tests.checkpoints import bert_checkpoint, t5_checkpoint
 from tests.reference import Sources
 
@@ -61,7 +61,7 @@ def _check(
 @pytest.mark.parametrize("kind", ["t5", "bert"])
 @pytest.mark.parametrize("from_bundle", [True, False], ids=["bundle's weights", "checkpoint's weights"])
 def test_truths_agree_on_any_plan(kind: str, from_bundle: bool, checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    @settings(max_examples=10)
+    @examples(10)
     @given(sources=plans(3), masked=st.booleans(), seed=st.integers(0, 2**32))
     def check(sources: Sources, masked: bool, seed: int) -> None:
         bundle = export(checkpoints[kind], tmp_path / "bundle", sources)
