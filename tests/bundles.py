@@ -67,6 +67,9 @@ def plans(draw: st.DrawFn, layers: int) -> Sources:
     return list(zip(*columns, strict=True))
 
 
+PLAN: Sources = [(0, 0), (0, None), (2, 3), (None, 3)]
+"""Of four layers: keeps, skips, and re-uses an attention after its source and a feed-forward before it."""
+
 SPECIAL_PLANS: dict[str, Sources] = {
     "first attention skipped": [(None, 0), (1, 1), (2, 2)],
     "first attention re-used from elsewhere": [(2, 0), (1, 1), (2, 2)],

@@ -13,9 +13,8 @@ from skrr_export.measure.fidelity import Deviation, DeviationMeter
 from skrr_export.measure.limits import LIMITS
 from skrr_export.measure.verify import verify
 from skrr_export.targets.onnx.session import OnnxSession
-from tests.bundles import export, random_ids, random_mask, soften
+from tests.bundles import PLAN, export, random_ids, random_mask, soften
 from tests.checkpoints import bert_checkpoint, t5_checkpoint
-from tests.reference import Sources
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,8 +24,6 @@ pytestmark = [
         reason="ONNX Runtime has no CUDAExecutionProvider: needs an NVIDIA GPU and skrr-export[gpu]",
     ),
 ]
-
-PLAN: Sources = [(0, 0), (0, None), (2, 3), (None, 3)]
 
 
 @pytest.fixture(params=["t5", "bert"])

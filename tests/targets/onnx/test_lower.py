@@ -14,14 +14,12 @@ from skrr_export.bundle import Bundle
 from skrr_export.targets.onnx.lower import compute_in_fp32, widen_outputs
 from skrr_export.targets.onnx.session import OnnxSession
 from tests import reference
-from tests.bundles import export, random_ids, random_mask, relative_error, run_python, soften
+from tests.bundles import PLAN, export, random_ids, random_mask, relative_error, run_python, soften
 from tests.checkpoints import bert_checkpoint, t5_checkpoint
-from tests.reference import Sources
 from tests.targets.onnx.test_graph import MEMORY
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
 
-PLAN: Sources = [(0, 0), (0, None), (2, 3), (None, 3)]
 TOLERANCE = {"t5": 5e-5, "bert": 1e-5}
 """Those of fp32 (tests/encoders): the weights' rounding is in the reference too, and nothing else is rounded."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
