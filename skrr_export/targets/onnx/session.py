@@ -18,6 +18,11 @@ MODES = ("mapped", "prepacked")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
 
+_HOLD_CASTS = ["ConstantFolding", "CommonSubexpressionElimination", "FuseFp16InitializerToFp32NodeTransformer"]
+"""Optimizers that would keep fp32 copies of half-precision weights. In mapped mode such a copy shall live from just
+before its use to just after: the first and the last would make all of them at load, the second would merge, and so
+hold, those of a re-used weight."""
+
 
 class OnnxSession:
     """An encoder that is loaded and ready to run."""
@@ -57,11 +62,7 @@ class OnnxSession:
                 str(graph) if dtype is FP32 else _adapted(graph, compute_in_fp32=lowered),
                 _options(runtime, graph.parent, mode, threads),
                 providers=[PROVIDERS[device]],
-                # In mapped mode an fp32 copy of a half-precision weight lives from just before its use to just after.
-                # Folding would compute all of them at load; merging equal casts would hold those of re-used weights.
-                disabled_optimizers=["ConstantFolding", "CommonSubexpressionElimination"]
-                if lowered and mode == "mapped"
-                else None,
+                disabled_optimizers=_HOLD_CASTS if lowered and mode == "mapped" else None,
             )
         except Exception as error:  # ONNX Runtime's own exceptions share no base but this
             raise BundleError(f"ONNX Runtime cannot load {graph}: {_first_line(error)}") from error

@@ -112,12 +112,13 @@ def test_result_is_widened_where_numpy_lacks_the_type(bundle: Bundle, dtype: str
     assert len(casts) == (dtype == "bf16")
 
 
-def test_casts_live_from_just_before_their_use_to_just_after(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_casts_live_from_just_before_their_use_to_just_after(dtype: str, tmp_path: Path) -> None:
     """A layer's weights in fp32 are 16 MiB, all layers' 192 MiB, and those that the plan runs twice 96 MiB."""
     shape = {"d_model": 512, "num_heads": 8, "d_kv": 64, "d_ff": 2048, "dtype": torch.bfloat16}
     checkpoint = t5_checkpoint(tmp_path / "t5", layers=12, **shape)
-    dense = export(checkpoint, tmp_path / "dense")
-    twice = export(checkpoint, tmp_path / "twice", [(layer % 6, layer % 6) for layer in range(12)])
+    dense = export(checkpoint, tmp_path / "dense", dtype=dtype)
+    twice = export(checkpoint, tmp_path / "twice", [(layer % 6, layer % 6) for layer in range(12)], dtype=dtype)
     assert dense.weights.stat().st_size > 96 << 20
     for bundle in (dense, twice):
         # Measured: 24 MiB for either; 204 MiB for the second if ONNX Runtime merges equal casts.
