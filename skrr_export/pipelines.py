@@ -1,7 +1,7 @@
 """Presets: what a diffusion pipeline feeds its text encoder, and what it reads of the result.
 
-Facts from the diffusers pipelines of the same names. FLUX.1 and SD3 pad to the full length and pass no mask: the
-encoder attends to padding and the denoiser reads it, so an export that masked it would change every image.
+Facts from the diffusers pipelines of the same names. FLUX.1, SD3 and CogVideoX pad to the full length and pass no
+mask: the encoder attends to padding and the denoiser reads it, so an export that masked it would change every image.
 """
 
 from __future__ import annotations
@@ -82,6 +82,32 @@ PRESETS: Mapping[str, Preset] = {
             masked=True,
             reads_padding=False,
             lowercase=True,
+            families=("t5",),
+        ),
+        Preset(
+            name="pixart-alpha",
+            max_length=120,
+            padding="max_length",
+            masked=True,
+            reads_padding=False,
+            lowercase=True,
+            families=("t5",),
+        ),
+        Preset(
+            name="cogvideox",
+            max_length=226,
+            padding="max_length",
+            masked=False,
+            reads_padding=True,
+            families=("t5",),
+        ),
+        # The encoder attends to padding, the denoiser masks it.
+        Preset(
+            name="ltx-video",
+            max_length=128,
+            padding="max_length",
+            masked=False,
+            reads_padding=False,
             families=("t5",),
         ),
     )

@@ -1,9 +1,10 @@
-"""Prompts to token ids, as the bundle's pipeline does it."""
+"""Prompts to token ids, as a pipeline does it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from skrr_export.bundle import TOKENIZER, Bundle
 from skrr_export.errors import BundleError, InputError
+from skrr_export.pipelines import Preset
 from skrr_export.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -31,30 +33,48 @@ class Tokens:
 
 
 class Tokenizer:
-    """The bundle's tokenizer under the bundle's preset."""
+    """A tokenizer that pads, truncates and prepares prompts as a pipeline does."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, directory: Path, config: Path, preset: Preset) -> None:
         """Load it.
 
+        Args:
+            directory: where the tokenizer's files lie.
+            config: directory of the encoder's `config.json`, which decides the tokenizer's class where its own files
+                do not.
+            preset: what the pipeline does.
+
         Raises:
-            BundleError: the bundle carries no tokenizer, or a damaged one.
+            InputError: it cannot be loaded, or cannot pad.
         """
         import transformers
 
+        self.preset = preset
+        try:
+            model_config = transformers.AutoConfig.from_pretrained(config)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory, config=model_config)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"cannot load the tokenizer in {directory}: {error}") from error
+        if self._tokenizer.pad_token is None:
+            raise InputError(f"the tokenizer in {directory} has no padding token")
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Tokenizer:
+        """The tokenizer that a bundle carries, under the preset it was exported for.
+
+        Raises:
+            BundleError: it carries none, or a damaged one.
+        """
         directory = bundle.directory / TOKENIZER
         if not directory.is_dir():
             raise BundleError(
                 f"{bundle.directory} carries no tokenizer, so it takes token ids only; "
                 "export again with --tokenizer DIRECTORY to give it one"
             )
-        self.preset = bundle.manifest.pipeline
         try:
-            config = transformers.AutoConfig.from_pretrained(bundle.directory)
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory, config=config)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"cannot load the tokenizer in {directory}: {error}") from error
-        if self._tokenizer.pad_token is None:
-            raise BundleError(f"the tokenizer in {directory} has no padding token")
+            return cls(directory, bundle.directory, bundle.manifest.pipeline)
+        except InputError as error:
+            raise BundleError(str(error)) from error
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         """Tokenise, truncate and pad a batch.
@@ -74,6 +94,11 @@ class Tokenizer:
         )
         return Tokens(batch["input_ids"].astype(np.int64), batch["attention_mask"].astype(np.int64))
 
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens each prompt has before it is truncated."""
+        batch = self._tokenizer([self.preset.prepare(prompt) for prompt in prompts], truncation=False, verbose=False)
+        return [len(ids) for ids in batch["input_ids"]]
+
 
 def encode_prompts(
     session: OnnxSession, prompts: Sequence[str], *, progress: Progress = silent
@@ -87,7 +112,7 @@ def encode_prompts(
         BundleError: the bundle carries no tokenizer.
         InputError: there is no prompt.
     """
-    tokens = Tokenizer(session.bundle)(prompts)
+    tokens = Tokenizer.of_bundle(session.bundle)(prompts)
     fixed = session.bundle.manifest.batch
     outputs = []
     for begin in range(0, len(prompts), fixed or BATCH):

@@ -44,7 +44,7 @@ def _rows(ids: np.ndarray, mask: np.ndarray) -> list[list[int]]:
 
 
 def test_longest_prompt_sets_the_length(bundle: Bundle) -> None:
-    tokens = Tokenizer(bundle)(["four", "", "a"])
+    tokens = Tokenizer.of_bundle(bundle)(["four", "", "a"])
     assert tokens.input_ids.dtype == tokens.attention_mask.dtype == np.int64
     assert tokens.input_ids.shape == tokens.attention_mask.shape == (3, 5)
     assert tokens.attention_mask.sum(axis=1).tolist() == [5, 1, 2]
@@ -54,20 +54,20 @@ def test_longest_prompt_sets_the_length(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("name", ["flux.1", "sd3", "pixart-sigma"])
 def test_pipeline_that_pads_to_the_full_length_always_does(name: str, bundle: Bundle) -> None:
-    tokens = Tokenizer(_under(bundle, PRESETS[name]))(["a", "long " * 200])
+    tokens = Tokenizer.of_bundle(_under(bundle, PRESETS[name]))(["a", "long " * 200])
     assert tokens.input_ids.shape == (2, PRESETS[name].max_length)
     assert tokens.attention_mask.sum(axis=1).tolist() == [2, PRESETS[name].max_length]
 
 
 def test_prompt_that_is_too_long_is_cut_and_still_ended(bundle: Bundle) -> None:
-    tokens = Tokenizer(bundle)(["x" * 600])
+    tokens = Tokenizer.of_bundle(bundle)(["x" * 600])
     assert tokens.input_ids.shape == (1, 512)
     assert tokens.input_ids[0, -1] == END
     assert len(set(tokens.input_ids[0, :-1].tolist())) == 1
 
 
 def test_only_pipelines_that_lowercase_do(bundle: Bundle) -> None:
-    plain, pixart = Tokenizer(bundle), Tokenizer(_under(bundle, PRESETS["pixart-sigma"]))
+    plain, pixart = Tokenizer.of_bundle(bundle), Tokenizer.of_bundle(_under(bundle, PRESETS["pixart-sigma"]))
     loud, quiet = (plain([text]) for text in ("  A Red CUBE\n", "a red cube"))
     assert _rows(loud.input_ids, loud.attention_mask) != _rows(quiet.input_ids, quiet.attention_mask)
     assert np.array_equal(pixart(["  A Red CUBE\n"]).input_ids, pixart(["a red cube"]).input_ids)
@@ -78,14 +78,14 @@ def test_ids_are_those_of_transformers(bundle: Bundle, t5: Path) -> None:
 
     prompts = ["a cat", "", "two  spaces", "naïve 漢字 🦊", "</s> inside"]
     theirs = transformers.AutoTokenizer.from_pretrained(t5)(prompts, padding=True, return_tensors="np")
-    ours = Tokenizer(bundle)(prompts)
+    ours = Tokenizer.of_bundle(bundle)(prompts)
     assert np.array_equal(ours.input_ids, theirs["input_ids"])
     assert np.array_equal(ours.attention_mask, theirs["attention_mask"])
 
 
 def test_no_prompt_is_refused(bundle: Bundle) -> None:
     with pytest.raises(InputError, match="no prompt given"):
-        Tokenizer(bundle)([])
+        Tokenizer.of_bundle(bundle)([])
     with pytest.raises(InputError, match="no prompt given"):
         encode_prompts(OnnxSession(bundle), [])
 
@@ -93,14 +93,14 @@ def test_no_prompt_is_refused(bundle: Bundle) -> None:
 def test_bundle_without_a_tokenizer_says_how_to_give_it_one(tmp_path: Path) -> None:
     bare = export(t5_checkpoint(tmp_path / "t5"), tmp_path / "bundle")
     with pytest.raises(BundleError, match="export again with --tokenizer DIRECTORY"):
-        Tokenizer(bare)
+        Tokenizer.of_bundle(bare)
 
 
 def test_damaged_tokenizer_is_named(bundle: Bundle, tmp_path: Path) -> None:
     shutil.copytree(bundle.directory, tmp_path / "bundle")
     (tmp_path / "bundle" / "tokenizer" / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=f"cannot load the tokenizer in {tmp_path}/bundle/tokenizer"):
-        Tokenizer(Bundle(tmp_path / "bundle", bundle.manifest))
+        Tokenizer.of_bundle(Bundle(tmp_path / "bundle", bundle.manifest))
 
 
 def test_every_prompt_gets_its_own_row_whatever_the_batch(bundle: Bundle) -> None:

@@ -1,8 +1,7 @@
-"""The command line. Commands load when they are run, so that `--help` answers at once."""
+"""The command line."""
 
 from __future__ import annotations
 
-import importlib
 import signal
 import sys
 from types import FrameType
@@ -10,6 +9,7 @@ from typing import NoReturn
 
 import click
 
+from skrr_export.cli.lazy import LazyGroup
 from skrr_export.errors import SkrrError
 
 COMMANDS = {
@@ -17,37 +17,24 @@ COMMANDS = {
     "verify": "Prove a bundle against transformers; exit 1 when a limit is exceeded.",
     "inspect": "Show what a bundle holds.",
     "encode": "Encode prompts with a bundle.",
-    "plan": "Make, check and draw plans.",
+    "plan": "Search, make, check and draw plans.",
 }
 """Commands by name, with the line `--help` shows; each lives in the module of its name."""
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported only to be run or explained."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command = importlib.import_module(f"skrr_export.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
-@click.group(cls=LazyGroup, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    lazy={name: (f"skrr_export.cli.{name}", line) for name, line in COMMANDS.items()},
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="skrr-export")
 def cli() -> None:
     """Compile the text encoder of a text-to-image model ahead of time: skip and re-use its layers, share their weights.
 
     \b
     Examples:
-      skrr-export plan from-order "46,45,5,6,11" --num-layers 24 --drop 5 -o plan.json
+      skrr-export plan search FLUX.1-dev --subfolder text_encoder_2 --pipeline flux.1 --sparsity 0.42 -o plan.json
       skrr-export export FLUX.1-dev --subfolder text_encoder_2 --pipeline flux.1 --plan plan.json -o t5.bundle
       skrr-export verify t5.bundle --reference FLUX.1-dev/text_encoder_2
       skrr-export encode t5.bundle "a cat" -o cat.npz

@@ -41,10 +41,18 @@ class Output:
         click.echo(f"warning: {message}", err=True)
 
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """A progress bar on stderr while the block runs; on a terminal only."""
-        if self.quiet or not sys.stderr.isatty():
+    def progress(self, *, lines: bool = False) -> Iterator[Progress]:
+        """A progress bar on stderr while the block runs.
+
+        Args:
+            lines: where stderr is no terminal, a line each time something else is being done, for the log of a job of
+                hours; else nothing is shown there.
+        """
+        if self.quiet or not (lines or sys.stderr.isatty()):
             yield silent
+            return
+        if not sys.stderr.isatty():
+            yield _LineProgress()
             return
         from rich.console import Console
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -54,6 +62,18 @@ class Output:
         with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("starting", total=None)
             yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+class _LineProgress:
+    """Prints what is being done, when it changes."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._last:
+            click.echo(what, err=True)
+            self._last = what
 
 
 def output_options(function: F) -> F:

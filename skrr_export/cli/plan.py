@@ -6,15 +6,23 @@ from pathlib import Path
 
 import click
 
+from skrr_export.cli.lazy import LazyGroup
 from skrr_export.cli.output import Output, output_options
 from skrr_export.plan import Plan, parse_reuse, parse_units
 from skrr_export.plan_view import summary, svg, table
 from skrr_export.staging import write_file
 
 
-@click.group(no_args_is_help=False)
+@click.group(
+    cls=LazyGroup,
+    lazy={
+        "search": ("skrr_export.cli.plan_search", "Search the plan that changes the embeddings least."),
+        "published": ("skrr_export.cli.plan_published", "Make a plan from a published order, without a search."),
+    },
+    no_args_is_help=False,
+)
 def command() -> None:
-    """Make, check and draw plans."""
+    """Search, make, check and draw plans."""
 
 
 @command.command("from-order")

@@ -144,7 +144,7 @@ def _run(encode: Encode, bundle: Bundle, cases: Sequence[Case], what: str, progr
 def _prompt_cases(bundle: Bundle, prompts: Sequence[str]) -> Iterator[Case]:
     if not prompts:
         return
-    tokenizer = Tokenizer(bundle)
+    tokenizer = Tokenizer.of_bundle(bundle)
     size = bundle.manifest.batch or BATCH
     for begin in range(0, len(prompts), size):
         batch = list(prompts[begin : begin + size])

@@ -1,0 +1,105 @@
+"""Hidden states of arrangements, computed once where arrangements begin alike."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from skrr_export.encoders.eager import EagerEncoder
+from skrr_export.search.calibration import Chunk
+from skrr_export.search.space import Arrangement, executed
+
+
+class TensorCache:
+    """Tensors by key, the least recently used dropped when they no longer fit."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        """Hold at most `budget_bytes`."""
+        self._left = budget_bytes
+        self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """The tensor, if it is still held."""
+        tensor = self._tensors.get(key)
+        if tensor is not None:
+            self._tensors.move_to_end(key)
+        return tensor
+
+    def put(self, key: Hashable, tensor: Tensor) -> None:
+        """Hold a tensor, unless it alone exceeds the budget."""
+        if key in self._tensors:
+            self._left += self._tensors.pop(key).nbytes
+        self._tensors[key] = tensor
+        self._left -= tensor.nbytes
+        while self._left < 0:
+            self._left += self._tensors.popitem(last=False)[1].nbytes
+
+
+class ActivationEngine:
+    """Runs arrangements on chunks. What runs before a change is computed once for all that share it.
+
+    The state after some sub-blocks depends on which ran, in which order, and on nothing else: not on the positions
+    that were skipped in between. So the cache's key is the sequence that ran, and arrangements of different beams, or
+    of different steps of a search, find each other's work.
+    """
+
+    def __init__(self, encoder: EagerEncoder, chunks: Sequence[Chunk], cache_bytes: int) -> None:
+        """Prepare to run.
+
+        Args:
+            encoder: runs sub-blocks.
+            chunks: the prompts; named by their number from here on.
+            cache_bytes: how much memory hidden states may hold.
+        """
+        self.encoder = encoder
+        self.chunks = chunks
+        self.evaluated = 0
+        """Work done so far, in sub-blocks times tokens."""
+        self.cache = TensorCache(cache_bytes)
+        self._beside: tuple[int, dict[str, Tensor]] | None = None
+
+    @torch.inference_mode()
+    def hidden(self, number: int, sequence: tuple[int, ...], shared: int) -> Tensor:
+        """`hidden` `[batch, sequence, hidden_size]` of a chunk after the units of `sequence` ran.
+
+        Args:
+            number: of the chunk.
+            sequence: units, in the order in which they run.
+            shared: states up to this many units are worth keeping, for others begin with them.
+        """
+        beside = self._start(number)
+        depth, hidden = len(sequence), None
+        while depth and hidden is None:
+            hidden = self.cache.get((number, sequence[:depth]))
+            depth -= hidden is None
+        hidden = beside["hidden"] if hidden is None else hidden
+        for done in range(depth, len(sequence)):
+            hidden = self.encoder.sub_block(sequence[done], {**beside, "hidden": hidden})
+            self.evaluated += self.chunks[number].size
+            if done < shared:
+                self.cache.put((number, sequence[: done + 1]), hidden)
+        return hidden
+
+    @torch.inference_mode()
+    def output(self, number: int, arrangement: Arrangement, fork: int) -> Tensor:
+        """The rows of `last_hidden_state` that count, `[rows, hidden_size]`, float32.
+
+        Args:
+            number: of the chunk.
+            arrangement: what runs.
+            fork: the position from which it differs from the arrangement it comes from.
+        """
+        hidden = self.hidden(number, executed(arrangement), len(executed(arrangement[:fork])))
+        finished = self.encoder.finish({**self._start(number), "hidden": hidden})
+        counted = torch.from_numpy(self.chunks[number].counted).to(finished.device)
+        return finished[counted].float()
+
+    def _start(self, number: int) -> dict[str, Tensor]:
+        """What stands before the first sub-block. Only the latest chunk's is kept: chunks are worked off in turn."""
+        if self._beside is None or self._beside[0] != number:
+            chunk = self.chunks[number]
+            self._beside = (number, self.encoder.start(chunk.input_ids, chunk.attention_mask))
+        return self._beside[1]

@@ -1,0 +1,379 @@
+"""Finding plans: checkpoint + prompts -> the plan that changes the embeddings least at a wanted sparsity.
+
+The Python API of `skrr-export plan search` and of the re-use phase of `plan published`. torch is imported only once
+the options have been found in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from skrr_export.checkpoint import Checkpoint, find_tokenizer, open_checkpoint
+from skrr_export.errors import CheckpointError, InputError
+from skrr_export.pipelines import Preset, find_preset
+from skrr_export.plan import Plan
+from skrr_export.progress import Progress, silent
+from skrr_export.prompts import calibration_prompts
+from skrr_export.published import SOURCE, PublishedOrder, check_xxl, prefix_for
+
+if TYPE_CHECKING:
+    from skrr_export.encoders import Encoder
+    from skrr_export.search.calibration import Calibration
+    from skrr_export.search.journal import Journal
+    from skrr_export.search.methods import Found, Reuse, Search
+    from skrr_export.search.projection import Projection
+    from skrr_export.search.space import Granularity
+    from skrr_export.search.workers import Workers
+
+METHODS = ("skrr+", "skrr", "finercut", "shortgpt", "laco", "uniform", "random")
+REUSING = ("skrr+", "skrr")
+"""Methods that re-use unless told not to."""
+BY_LAYER = ("shortgpt", "laco")
+"""Methods that drop whole layers, by their definition."""
+DTYPES = ("fp32", "bf16")
+"""Precisions to compute in; fp16 overflows in a T5."""
+
+_WEIGHTS_SHARE, _CACHE_SHARE = 0.3, 0.2  # of the free memory; the rest is for the mapped checkpoint and one chunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How to search."""
+
+    sparsities: tuple[float, ...]
+    """Shares of the encoder's parameters to do without, each above 0 and below 1; a plan is found for each."""
+    method: str = "skrr+"
+    """One of `METHODS`."""
+    pipeline: str = "plain"
+    """Name of a preset of `skrr_export.pipelines`."""
+    denoiser: str | Path | None = None
+    """Where the denoiser's text projection lies; `None`: the discrepancy is taken on the embedding itself."""
+    prompts: Sequence[str] | None = None
+    """To calibrate on; `None`: the shipped ones."""
+    max_prompts: int | None = None
+    """Use this many of them, evenly spread; `None`: all."""
+    beam: int = 3
+    """States that go on after each step, the paper's k."""
+    granularity: Literal["sub-block", "layer"] | None = None
+    """What is dropped at a time; `None`: the method's own."""
+    reuse: bool | None = None
+    """Whether dropped units are replaced by kept ones; `None`: the method's own."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: str | None = None
+    """To compute in, `fp32` or `bf16`; `None`: bf16 for half-precision checkpoints on a GPU, else fp32."""
+    cache_gb: float | None = None
+    """Gigabytes for hidden states that several candidates share; `None`: a fifth of the free memory."""
+    seed: int = 0
+    """Of the method `random`."""
+    subfolder: str | None = None
+    """The encoder's folder in a pipeline directory."""
+    tokenizer: Path | None = None
+    """Directory of the tokenizer; `None`: the one found with the checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"unknown method '{self.method}'; known: {', '.join(METHODS)}")
+        if not self.sparsities or not all(0 < sparsity < 1 for sparsity in self.sparsities):
+            raise InputError("a sparsity is a share above 0 and below 1, such as 0.42")
+        if self.beam < 1:
+            raise InputError(f"the beam must be at least 1, not {self.beam}")
+        if self.max_prompts is not None and self.max_prompts < 1:
+            raise InputError(f"at least one prompt is needed, not {self.max_prompts}")
+        if self.cache_gb is not None and not 0 <= self.cache_gb < float("inf"):
+            raise InputError(f"the cache cannot have {self.cache_gb} GB")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise InputError(f"cannot search in '{self.dtype}'; choose one of {', '.join(DTYPES)}")
+        if self.granularity == "sub-block" and self.method in BY_LAYER:
+            raise InputError(f"{self.method} drops whole layers by its definition; leave --granularity out")
+        if self.reuse is False and self.method == "skrr+":
+            raise InputError("skrr+ is about re-use; for skips alone use --method skrr --no-reuse")
+
+    @property
+    def reuses(self) -> bool:
+        """Whether dropped units are replaced by kept ones."""
+        return self.method in REUSING if self.reuse is None else self.reuse
+
+    @property
+    def grain(self) -> Granularity:
+        """What is dropped at a time."""
+        return self.granularity or ("layer" if self.method in BY_LAYER else "sub-block")
+
+
+def search_plans(
+    location: str | Path,
+    options: SearchOptions,
+    *,
+    journal: Path | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> list[Plan]:
+    """Search a plan for each wanted sparsity.
+
+    Under `torchrun` the processes share the prompts, and all return the same plans.
+
+    Args:
+        location: checkpoint directory or hub id.
+        options: how.
+        journal: file that keeps every decision while the search runs; it is the caller's to remove afterwards.
+        resume: go on with that journal if it exists.
+        progress: told how far the job is.
+
+    Returns:
+        A plan for each of `options.sparsities`, in that order. Their provenance holds every step.
+
+    Raises:
+        SkrrError: of the kind that says what was wrong.
+    """
+    with _prepared(location, options) as job, _open_journal(job, journal, resume=resume) as kept:
+        from skrr_export.search.methods import run_method
+
+        search = _search(job, kept, progress)
+        return _plans(job, search, run_method(search, options.method))
+
+
+def reuse_published(
+    location: str | Path,
+    order: PublishedOrder,
+    options: SearchOptions,
+    *,
+    journal: Path | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> list[Plan]:
+    """Decide on a checkpoint's own weights what runs in the places that a published order drops.
+
+    Args:
+        location: checkpoint directory or hub id; a T5-XXL.
+        order: which units are dropped, and in which order.
+        options: how; `method` is that of re-use, `skrr` or `skrr+`.
+        journal: as for `search_plans`.
+        resume: likewise.
+        progress: told how far the job is.
+
+    Returns:
+        A plan for each of `options.sparsities`, in that order.
+
+    Raises:
+        SkrrError: of the kind that says what was wrong, such as an encoder of another shape.
+    """
+    for sparsity in options.sparsities:
+        prefix_for(order, sparsity)  # raises, and says which of this order's sparsities is nearest
+    with (
+        _prepared(location, options, check=check_xxl) as job,
+        _open_journal(job, journal, resume=resume, order=order.name) as kept,
+    ):
+        from skrr_export.search.methods import refine_order
+
+        search = _search(job, kept, progress)
+        found = refine_order(search, [(unit,) for unit in order.units], order.name, whole_curve=False)
+        return _plans(job, search, found, method="published", source=f"{SOURCE}: {order.denoiser}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """Everything that is decided before anything is computed."""
+
+    checkpoint: Checkpoint
+    encoder: Encoder
+    preset: Preset
+    options: SearchOptions
+    workers: Workers
+    calibration: Calibration
+    projection: Projection | None
+    dtype: str
+    total_parameters: int
+    fingerprint: str
+
+
+@contextmanager
+def _prepared(
+    location: str | Path, options: SearchOptions, check: Callable[[Encoder], None] = lambda _: None
+) -> Iterator[_Job]:
+    checkpoint = open_checkpoint(location, options.subfolder)
+    tokenizer = options.tokenizer or checkpoint.tokenizer
+    if tokenizer is None or find_tokenizer(tokenizer, tokenizer, None) is None:
+        raise InputError(f"no tokenizer in {tokenizer or checkpoint.directory}; name its directory with --tokenizer")
+
+    from skrr_export.encoders import recognise, select
+    from skrr_export.search.calibration import calibrate
+    from skrr_export.search.projection import open_projection
+    from skrr_export.search.workers import join_workers
+    from skrr_export.tokenization import Tokenizer
+
+    encoder = recognise(checkpoint)
+    check(encoder)
+    selection = select(checkpoint, encoder, Plan.identity(encoder.family, encoder.num_layers))
+    preset = find_preset(options.pipeline, encoder.family, encoder.max_length)
+    projection = None if options.denoiser is None else open_projection(options.denoiser, encoder.hidden_size)
+    prompts = _spread(options.prompts if options.prompts is not None else calibration_prompts(), options.max_prompts)
+    calibration = calibrate(Tokenizer(tokenizer, checkpoint.directory, preset), prompts)
+    workers = join_workers(options.device)
+    try:
+        half = {tensor.code for tensor in checkpoint.tensors.values()} <= {"BF16", "F16"}
+        dtype = options.dtype or ("bf16" if half and workers.device.type == "cuda" else "fp32")
+        yield _Job(
+            checkpoint=checkpoint,
+            encoder=encoder,
+            preset=preset,
+            options=options,
+            workers=workers,
+            calibration=calibration,
+            projection=projection,
+            dtype=dtype,
+            total_parameters=selection.total_parameters,
+            fingerprint=_fingerprint(checkpoint),
+        )
+    finally:
+        workers.leave()
+
+
+def _spread(prompts: Sequence[str], count: int | None) -> list[str]:
+    if not prompts:
+        raise InputError("no prompts to calibrate on")
+    if count is None or count >= len(prompts):
+        return list(prompts)
+    return [prompts[index * len(prompts) // count] for index in range(count)]
+
+
+def _open_journal(job: _Job, path: Path | None, *, resume: bool, order: str | None = None) -> Journal:
+    from skrr_export.search.journal import Journal
+
+    return Journal(path, {**_subject(job), "order": order}, job.workers, resume=resume)
+
+
+def _subject(job: _Job) -> dict[str, Any]:
+    """Everything that decides the plans; devices and memory do not."""
+    return {
+        "checkpoint": job.fingerprint,
+        "prompts": job.calibration.sha256,
+        "denoiser": job.projection and job.projection.sha256,
+        "method": job.options.method,
+        "sparsity": list(job.options.sparsities),
+        "beam": job.options.beam,
+        "granularity": job.options.grain,
+        "re-use": job.options.reuses,
+        "seed": job.options.seed,
+        "dtype": job.dtype,
+        "release": importlib.metadata.version("skrr-export"),
+    }
+
+
+def _search(job: _Job, journal: Journal, progress: Progress) -> Search:
+    import torch
+
+    from skrr_export.encoders.eager import EagerEncoder, Weights, unit_parameters
+    from skrr_export.search.activations import ActivationEngine
+    from skrr_export.search.discrepancy import Discrepancy
+    from skrr_export.search.methods import Search
+    from skrr_export.search.space import Space
+
+    device, encoder = job.workers.device, job.encoder
+    free = _free_bytes(device)
+    cache_gb = job.options.cache_gb
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[job.dtype]
+    weights = Weights(job.checkpoint.tensors, device, dtype, budget_bytes=int(free * _WEIGHTS_SHARE))
+    engine = ActivationEngine(
+        EagerEncoder(encoder, weights, device, masked=job.preset.masked),
+        (job.calibration.null, *job.calibration.chunks),
+        int(free * _CACHE_SHARE if cache_gb is None else cache_gb * 1e9),
+    )
+    from skrr_export.encoders import parameter_shapes
+
+    total = sum(
+        job.checkpoint.tensors[name].numel
+        for name in parameter_shapes(encoder, Plan.identity(encoder.family, encoder.num_layers))
+    )
+    space = Space(encoder.family, encoder.num_layers, unit_parameters(encoder), total)
+    projection = None if job.projection is None else job.projection.to(device)
+    return Search(
+        space=space,
+        items=space.items(job.options.grain),
+        discrepancy=Discrepancy(engine, job.workers, space.dense, projection=projection),
+        plain=Discrepancy(engine, job.workers, space.dense, null=False),
+        wanted=job.options.sparsities,
+        beam=job.options.beam,
+        reuse=_reuse(job.options),
+        seed=job.options.seed,
+        journal=journal,
+        progress=progress,
+    )
+
+
+def _reuse(options: SearchOptions) -> Reuse:
+    if not options.reuses:
+        return "no"
+    return "every" if options.method == "skrr+" else "nearest"
+
+
+def _free_bytes(device: Any) -> int:
+    """Memory that is free on the device, this process's share of it."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return available // siblings
+
+
+def _fingerprint(checkpoint: Checkpoint) -> str:
+    """Tells checkpoints apart without reading them whole: names, types, shapes, and both ends of every tensor."""
+    digest = hashlib.sha256(repr(sorted(checkpoint.config.items())).encode())
+    try:
+        for name, tensor in sorted(checkpoint.tensors.items()):
+            digest.update(f"{name} {tensor.code} {tensor.shape}".encode())
+            with tensor.file.open("rb") as file:
+                for offset in (tensor.offset, max(tensor.offset, tensor.offset + tensor.nbytes - 64)):
+                    file.seek(offset)
+                    digest.update(file.read(min(64, tensor.nbytes)))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _plans(job: _Job, search: Search, found: Sequence[Found], **special: str) -> list[Plan]:
+    """The results as plans; `special` stands over what is common to all in their provenance."""
+    from skrr_export.search.methods import terms_of
+    from skrr_export.search.provenance import provenance
+
+    scale = search.journal.remember("scale", search.discrepancy.scale)
+    common = {
+        "tool": f"skrr-export {importlib.metadata.version('skrr-export')}",
+        "method": job.options.method,
+        "calibration": {
+            "pipeline": job.preset.name,
+            "prompts": job.calibration.prompts,
+            "tokens": job.calibration.tokens,
+            "truncated": job.calibration.truncated,
+            "sha256": job.calibration.sha256,
+        },
+        "settings": {
+            "beam": job.options.beam,
+            "granularity": job.options.grain,
+            "reuse": job.options.reuses,
+            "seed": job.options.seed,
+            "dtype": job.dtype,
+        },
+        "checkpoint": {"name": job.checkpoint.directory.resolve().name, "sha256": job.fingerprint},
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        **special,
+    }
+    space = "embedding" if job.projection is None else job.projection.describe()
+    plans = []
+    for each, wanted, terms in zip(found, job.options.sparsities, terms_of(search, found), strict=True):
+        own = provenance(search, each, wanted, terms, scale)
+        own["discrepancy"]["space"] = space
+        plans.append(search.space.plan(each.arrangement, {**common, **own}))
+    return plans
