@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING
@@ -52,17 +53,48 @@ def svg(plan: Plan) -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" '
             f'height="{height}" font-family="system-ui, sans-serif" font-size="12">',
-            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-            'orient="auto"><path d="M0 0 8 4 0 8z" fill="#c98a12"/></marker></defs>',
             f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
             f'<text x="{_WIDTH / 2}" y="30" text-anchor="middle" font-size="15" font-weight="600" fill="#22262e">'
             f"{escape(summary(plan))}</text>",
-            *(_heading(kind) for kind in KINDS),
-            *(_cell(position) for position in plan.positions()),
-            *_arrows(plan),
+            *_drawing(plan),
             "</svg>\n",
         ]
     )
+
+
+def inset(plan: Plan) -> str:
+    """The same picture for a page: cut to what is drawn, without title and background; the page may style it."""
+    left, right = (_reach(plan, kind) for kind in KINDS)
+    width, height = left + 2 * _CELL + 10 + right, 30 + plan.num_layers * _ROW
+    return "\n".join(
+        [
+            f'<svg class="plan" role="img" aria-label="{escape(summary(plan))}" '
+            f'viewBox="{_LEFT - left} {_TOP - 30} {width} {height}" width="{width}" font-size="12">',
+            *_drawing(plan),
+            "</svg>",
+        ]
+    )
+
+
+def _drawing(plan: Plan) -> Iterator[str]:
+    yield (
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+        'orient="auto"><path class="tip" d="M0 0 8 4 0 8z" fill="#c98a12"/></marker></defs>'
+    )
+    yield from map(_heading, KINDS)
+    yield from map(_cell, plan.positions())
+    yield from _arrows(plan)
+
+
+def _reach(plan: Plan, kind: Kind) -> int:
+    """How far the arrows of a kind reach out beside the cells: a Bézier curve goes three quarters of its bow."""
+    bows = (_bow(position) for position in plan.positions() if position.kind == kind and position.action == "re-use")
+    return math.ceil(0.75 * max(bows, default=0)) + 4
+
+
+def _bow(position: Position) -> int:
+    assert position.source is not None
+    return min(_LEFT - 10, 22 + 10 * abs(position.layer - position.source))
 
 
 def _left(kind: Kind) -> int:
@@ -70,8 +102,8 @@ def _left(kind: Kind) -> int:
 
 
 def _heading(kind: Kind) -> str:
-    x = _left(kind) + _CELL / 2
-    return f'<text x="{x}" y="{_TOP - 14}" text-anchor="middle" fill="#565c68">{kind.replace("_", "-")}</text>'
+    x, name = _left(kind) + _CELL / 2, kind.replace("_", "-")
+    return f'<text x="{x}" y="{_TOP - 14}" text-anchor="middle" class="heading" fill="#565c68">{name}</text>'
 
 
 def _cell(position: Position) -> str:
@@ -81,8 +113,9 @@ def _cell(position: Position) -> str:
     label = f"{position.layer}" if position.action == "keep" else f"{position.layer}: {describe(position)}"
     return (
         f'<rect x="{x}" y="{y + 2}" width="{_CELL}" height="{_ROW - 4}" rx="4" '
-        f'fill="{fill}" stroke="{stroke}"{dashes}/>'
-        f'<text x="{x + _CELL / 2}" y="{y + _ROW / 2 + 4}" text-anchor="middle" fill="{ink}">{label}</text>'
+        f'class="{position.action}" fill="{fill}" stroke="{stroke}"{dashes}><title>unit {position.unit}</title></rect>'
+        f'<text x="{x + _CELL / 2}" y="{y + _ROW / 2 + 4}" text-anchor="middle" class="{position.action}" '
+        f'pointer-events="none" fill="{ink}">{label}</text>'
     )
 
 
@@ -95,8 +128,8 @@ def _arrows(plan: Plan) -> Iterator[str]:
         side = -1 if position.kind == "attention" else 1
         x = _left(position.kind) + (_CELL if side > 0 else 0)
         start, end = (_TOP + layer * _ROW + _ROW / 2 for layer in (position.source, position.layer))
-        bow = x + side * min(_LEFT - 10, 22 + 10 * abs(position.layer - position.source))
+        bow = x + side * _bow(position)
         yield (
-            f'<path d="M{x} {start}C{bow} {start} {bow} {end} {x + side} {end}" fill="none" stroke="#c98a12" '
-            'stroke-width="1.5" marker-end="url(#tip)"/>'
+            f'<path class="arrow" d="M{x} {start}C{bow} {start} {bow} {end} {x + side} {end}" fill="none" '
+            'stroke="#c98a12" stroke-width="1.5" marker-end="url(#tip)"/>'
         )

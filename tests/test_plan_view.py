@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from itertools import pairwise
 from xml.etree import ElementTree as ET
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from skrr_export.plan import Plan
-from skrr_export.plan_view import describe, summary, svg, table
+from skrr_export.plan_view import describe, inset, summary, svg, table
 from tests import bundles
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -102,3 +103,29 @@ def test_the_table_has_a_row_a_layer(plan: Plan) -> None:
     ]
     assert rows == expected
     assert " ".join(title.split()) == summary(plan)
+
+
+@given(PLANS)
+def test_the_inset_is_the_same_drawing_cut_to_what_is_drawn(plan: Plan) -> None:
+    root, whole = ET.fromstring(inset(plan)), ET.fromstring(svg(plan).replace('xmlns="http://www.w3.org/2000/svg"', ""))
+    for tag in ("rect", "path"):
+        drawn = [shape.attrib for shape in whole.findall(tag) if shape.get("fill") != "#ffffff"]
+        assert [shape.attrib for shape in root.findall(tag)] == drawn
+    assert [text.text for text in root.findall("text")] == [text.text for text in whole.findall("text")][1:]
+    left, top, width, height = map(float, root.get("viewBox", "").split())
+    for cell in root.findall("rect"):
+        x, y, w, h = (float(cell.get(key, "")) for key in ("x", "y", "width", "height"))
+        assert left < x
+        assert top < y
+        assert x + w < left + width
+        assert y + h < top + height
+    for path in root.findall("path"):
+        start, bow, _, end = (float(x) for x in re.findall(r"(?:^M|[C ])(-?[\d.]+) [\d.]+", path.get("d", "")))
+        furthest = (start + 3 * bow + 3 * bow + end) / 8  # of a Bézier curve at its middle
+        assert left < furthest < left + width
+
+
+def test_the_inset_has_no_room_to_spare() -> None:
+    root = ET.fromstring(inset(Plan.identity("t5", 3)))
+    assert root.get("viewBox") == "146 54 318 108"
+    assert root.get("aria-label") == summary(Plan.identity("t5", 3))

@@ -9,6 +9,7 @@ import click
 from skrr_export.cli.lazy import LazyGroup
 from skrr_export.cli.output import Output, output_options
 from skrr_export.plan import Plan, parse_reuse, parse_units
+from skrr_export.plan_record import read_record
 from skrr_export.plan_view import summary, svg, table
 from skrr_export.staging import write_file
 
@@ -61,18 +62,36 @@ def from_order(
 @command.command()
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--svg", "picture", type=click.Path(path_type=Path), help="Also draw the plan into this file.")
+@click.option("--html", "web_page", type=click.Path(path_type=Path), help="Also write a page with all about the plan.")
+@click.option(
+    "--with", "others", multiple=True, type=click.Path(path_type=Path), help="Plan to compare with; of --html."
+)
 @output_options
-def show(plan_file: Path, picture: Path | None, output: Output) -> None:
+def show(
+    plan_file: Path, picture: Path | None, web_page: Path | None, others: tuple[Path, ...], output: Output
+) -> None:
     """Show a plan as a table, and draw it.
 
+    The page shows the picture, how the plan was found, what every re-use gained, and how the discrepancy grows with
+    the sparsity, also for the plans given by --with.
+
     \b
-    Example:
+    Examples:
       skrr-export plan show plan.json --svg plan.svg
+      skrr-export plan show plan.json --html plan.html --with finercut.json --with shortgpt.json
     """
+    if others and web_page is None:
+        raise click.UsageError("--with adds plans to a page; name its file with --html", click.get_current_context())
     plan = Plan.load(plan_file)
-    if picture is not None:
-        write_file(picture, svg(plan).encode())
-    output.result({**plan.to_dict(), "counts": plan.counts()}, table(plan))
+    files = [] if picture is None else [(picture, svg(plan))]
+    if web_page is not None:
+        from skrr_export.plan_page import page
+
+        files.append((web_page, page(plan, {str(other): Plan.load(other) for other in others})))
+    for path, text in files:
+        write_file(path, text.encode())
+    headline = read_record(plan).headline()
+    output.result({**plan.to_dict(), "counts": plan.counts()}, table(plan), *([headline] if headline else []))
 
 
 @command.command()

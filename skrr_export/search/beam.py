@@ -2,8 +2,7 @@
 
 Both are one beam search. Each of the best few arrangements is extended by each item that it still keeps; the best few
 of all extensions go on. In the paper's search an extension leaves the item's places empty, and re-use comes later. In
-ours (`skrr+`) an extension may fill them with any kept unit of the same kind, so that a drop is judged by what re-use
-recovers.
+ours (`skrr+`) an extension may also run the nearest kept units there, so that a drop is judged by what re-use recovers.
 """
 
 from __future__ import annotations
@@ -158,7 +157,7 @@ def _extensions(states: list[State], items: list[Item], *, reuse: bool) -> Itera
             dropped = drop(state.arrangement, [item])
             arrangements = [dropped]
             if reuse:
-                arrangements += _filled(state.arrangement, dropped, item)
+                arrangements += filled(state.arrangement, dropped, item)
             for arrangement in arrangements:
                 if arrangement not in seen:  # two states that differ in their last items meet here
                     seen.add(arrangement)
@@ -166,10 +165,14 @@ def _extensions(states: list[State], items: list[Item], *, reuse: bool) -> Itera
                     yield _Extension(state, item, Candidate(arrangement, fork))
 
 
-def _filled(before: Arrangement, dropped: Arrangement, item: Item) -> Iterator[Arrangement]:
-    """For each layer whose units of the item's kinds are kept, they run where the item's units did."""
-    layers = set.intersection(*({unit // 2 for unit in kept(dropped, unit % 2)} for unit in item))
-    for layer in sorted(layers):
+def filled(before: Arrangement, dropped: Arrangement, item: Item) -> Iterator[Arrangement]:
+    """The arrangements in which the nearest kept layer on either side runs where the item's units did.
+
+    The nearest promise most; every other layer is tried once the drops are settled.
+    """
+    layers = sorted(set.intersection(*({unit // 2 for unit in kept(dropped, unit % 2)} for unit in item)))
+    here = item[0] // 2
+    for layer in [*[layer for layer in layers if layer < here][-1:], *[layer for layer in layers if layer > here][:1]]:
         yield tuple(
             2 * layer + was % 2 if now is None and was is not None else now
             for was, now in zip(before, dropped, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from skrr_export.progress import Progress
 from skrr_export.search.baselines import random_order, shortgpt_order, uniform_order
 from skrr_export.search.beam import State, Step, beam_search
 from skrr_export.search.discrepancy import Candidate, Discrepancy, Terms
+from skrr_export.search.exchange import exchange
 from skrr_export.search.goal import reaches, units_needed
 from skrr_export.search.journal import Journal
 from skrr_export.search.race import Tick
@@ -121,8 +123,37 @@ def _skrr_plus(search: Search) -> list[Found]:
         }
         joint = Found(best.arrangement, best.order, best.value, curves, tuple(steps[: len(best.order)]))
         ours = _swept(search, joint, "skrr+, swept")
-        found.append(min(theirs, ours, key=lambda each: each.value))
+        found.append(_exchanged(search, min(theirs, ours, key=lambda each: each.value), wanted))
     return found
+
+
+def _exchanged(search: Search, found: Found, wanted: float) -> Found:
+    """Exchange and sweep in turn until neither finds anything better."""
+
+    def report(made: int, value: float) -> Tick:
+        what = f"skrr+: {made} exchanges, D {value:.4g}"
+        return lambda share: search.progress(what, int(share * 1000), 1000)
+
+    for round_ in itertools.count(1):
+        arrangement, value, made = exchange(
+            search.discrepancy,
+            found.arrangement,
+            found.value,
+            search.items,
+            lambda arrangement: reaches(search.space.sparsity(arrangement), wanted),
+            journal=search.journal,
+            name=f"exchange at {wanted}, round {round_}",
+            report=report,
+        )
+        if not made:
+            return found
+        order = list(found.order)
+        for each in made:
+            order.remove(each.back)
+            order += [each.gone] if each.gone is not None else []
+        found = replace(found, arrangement=arrangement, value=value, order=tuple(order))
+        found = _swept(search, found, f"exchange at {wanted}, round {round_}, swept")
+    raise AssertionError
 
 
 def _order(search: Search, method: str) -> list[Item]:

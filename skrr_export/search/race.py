@@ -12,8 +12,15 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from skrr_export.search.discrepancy import Candidate, Discrepancy
+
+SCOUTS = 4
+"""How many times as many candidates as are wanted get a look at the prompts before the best are measured whole."""
+
+Rows = npt.NDArray[np.int64]
+"""Numbers of candidates."""
 
 Tick = Callable[[float], None]
 """Told which share of a race is run."""
@@ -52,21 +59,21 @@ def race(
         are measured whole, and no other candidate's D is less than theirs.
     """
     run = _Race(discrepancy, candidates, keep, groups or range(len(candidates)), below)
-    stride = discrepancy.workers.size
-    everyone, chunks = np.arange(len(candidates)), np.arange(run.shares.shape[1])
-    first = max(2, stride)  # the null prompt, which is short and tells much, and the first prompts
-    run.measure(everyone, chunks[:first])
-    run.measure(run.leaders(), chunks[first:])
-    for begin in range(first, len(chunks), stride):
-        tick(begin / len(chunks))
-        run.measure(run.alive(), chunks[begin : begin + stride])
-        run.measure(run.leaders(), chunks[begin + stride :])
+    stride, whole = discrepancy.workers.size, len(discrepancy.chunks)
+    run.measure(np.arange(len(candidates)), stride)  # the null prompt comes first: it is short, and often half of D
+    run.measure(run.leaders(SCOUTS * keep), 2 * stride)
+    run.measure(run.leaders(keep), whole)
+    for until in range(2 * stride, whole + stride, stride):
+        tick(min(until / whole, 1.0))
+        run.measure(run.alive(), until)
+        run.measure(run.leaders(keep), whole)
     discrepancy.count(candidates)
-    tick(1.0)
-    return run.result()
+    return [Finish(bound, bool(seen == whole)) for bound, seen in zip(run.bounds(), run.seen, strict=True)]
 
 
 class _Race:
+    """Who has been measured how far."""
+
     def __init__(
         self,
         discrepancy: Discrepancy,
@@ -80,56 +87,50 @@ class _Race:
         self.keep = keep
         self.groups = groups
         self.below = below
-        self.shares = np.full((len(candidates), len(discrepancy.chunks)), math.nan)
+        self.shares = np.zeros((len(candidates), len(discrepancy.chunks)))
+        self.seen = np.zeros(len(candidates), int)
+        """On how many chunks, from the first, each candidate has been measured."""
 
-    def measure(self, rows: np.ndarray, columns: np.ndarray) -> None:
-        """Fill in the shares of some candidates that are not known yet."""
-        columns = np.asarray([column for column in columns if np.isnan(self.shares[rows, column]).any()], dtype=int)
-        if not len(rows) or not len(columns):
-            return
-        first = self.discrepancy.chunks.start
-        chosen = [self.candidates[row] for row in rows]
-        self.shares[np.ix_(rows, columns)] = self.discrepancy.shares(chosen, [first + int(c) for c in columns])
+    def measure(self, rows: Rows, until: int) -> None:
+        """Measure candidates on all chunks before `until` that they have not seen."""
+        until = min(until, self.shares.shape[1])
+        for seen in sorted(set(self.seen[rows].tolist())):
+            if seen < until:
+                behind = rows[self.seen[rows] == seen]
+                chosen = [self.candidates[row] for row in behind]
+                self.shares[behind, seen:until] = self.discrepancy.shares(chosen, self.discrepancy.chunks[seen:until])
+                self.seen[behind] = until
 
     def bounds(self) -> list[float]:
-        return [math.fsum(share for share in row if not math.isnan(share)) for row in self.shares.tolist()]
-
-    def whole(self) -> np.ndarray:
-        whole: np.ndarray = ~np.isnan(self.shares).any(axis=1)
-        return whole
+        """For each candidate the least that its D can be."""
+        return [math.fsum(shares) for shares in self.shares.tolist()]
 
     def threshold(self) -> float:
         """The D that a candidate must not exceed to be among the best, as far as is known."""
         best: dict[Hashable, float] = {}
-        for group, bound, whole in zip(self.groups, self.bounds(), self.whole(), strict=True):
-            if whole:
+        for group, bound, seen in zip(self.groups, self.bounds(), self.seen, strict=True):
+            if seen == self.shares.shape[1]:
                 best[group] = min(bound, best.get(group, math.inf))
         ranked = sorted(best.values())
         return ranked[self.keep - 1] if len(ranked) >= self.keep else math.inf
 
-    def alive(self) -> np.ndarray:
-        """Candidates that are not whole yet and may still be among the best."""
-        threshold, bounds = self.threshold(), np.asarray(self.bounds())
-        alive: np.ndarray = np.flatnonzero(~self.whole() & (bounds <= threshold) & (bounds < self.below))
-        return alive
+    def alive(self) -> Rows:
+        """Candidates that are not measured whole and may still be among the best."""
+        bounds = np.asarray(self.bounds())
+        unfinished = self.seen < self.shares.shape[1]
+        return np.flatnonzero(unfinished & (bounds <= self.threshold()) & (bounds < self.below))
 
-    def leaders(self) -> np.ndarray:
-        """Of the candidates still alive those that promise to be the best: to measure them lowers the threshold.
+    def leaders(self, count: int) -> Rows:
+        """The best candidates, one a group, of those seen longest; without those already whole.
 
-        They are compared on the chunks that all of them have seen.
+        To measure them whole lowers the threshold most.
         """
         alive = self.alive()
-        seen = ~np.isnan(self.shares[alive]).any(axis=0)
-        ranked = np.flatnonzero(self.whole() & (np.asarray(self.bounds()) < self.below)).tolist() + alive.tolist()
-        ranked.sort(key=lambda row: (math.fsum(self.shares[row, seen]), row))
-        groups: list[Hashable] = []
-        leaders = []
-        for row in ranked:
-            if self.groups[row] not in groups and len(groups) < self.keep:
-                groups.append(self.groups[row])
-                leaders.append(row)
-        whole = self.whole()
-        return np.asarray([row for row in leaders if not whole[row]], dtype=int)
-
-    def result(self) -> list[Finish]:
-        return [Finish(bound, bool(whole)) for bound, whole in zip(self.bounds(), self.whole(), strict=True)]
+        longest = self.seen[alive].max(initial=0)
+        rivals = [row for row in range(len(self.seen)) if self.seen[row] == self.shares.shape[1]]
+        rivals += [row for row in alive.tolist() if self.seen[row] == longest]
+        chosen: dict[Hashable, int] = {}
+        for row in sorted(rivals, key=lambda row: (math.fsum(self.shares[row, :longest]), row)):
+            if len(chosen) < count:
+                chosen.setdefault(self.groups[row], row)
+        return np.asarray([row for row in chosen.values() if self.seen[row] < self.shares.shape[1]], int)
