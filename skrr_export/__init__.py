@@ -2,7 +2,7 @@
 
 The public API. Names load when they are used, so that importing the package costs nothing:
 
-    plan = skrr_export.Plan.load("plan.json")
+    [plan] = skrr_export.search_plans("t5-v1_1-xxl", skrr_export.SearchOptions(sparsities=(0.42,)))
     skrr_export.export_checkpoint("t5-v1_1-xxl", "t5.bundle", skrr_export.ExportOptions(plan=plan))
     session = skrr_export.open_session("t5.bundle")
     session.encode(input_ids)["last_hidden_state"]
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from skrr_export.exporting import ExportOptions, export_checkpoint
     from skrr_export.measure.verify import verify
     from skrr_export.plan import Plan
+    from skrr_export.searching import SearchOptions, reuse_published, search_plans
     from skrr_export.targets.onnx.session import OnnxSession
     from skrr_export.tokenization import encode_prompts
 
@@ -27,11 +28,14 @@ __all__ = [
     "Bundle",
     "ExportOptions",
     "Plan",
+    "SearchOptions",
     "SkrrError",
     "encode_prompts",
     "export_checkpoint",
     "open_bundle",
     "open_session",
+    "reuse_published",
+    "search_plans",
     "verify",
 ]
 
@@ -39,10 +43,13 @@ _HOMES = {
     "Bundle": "bundle",
     "ExportOptions": "exporting",
     "Plan": "plan",
+    "SearchOptions": "searching",
     "SkrrError": "errors",
     "encode_prompts": "tokenization",
     "export_checkpoint": "exporting",
     "open_bundle": "bundle",
+    "reuse_published": "searching",
+    "search_plans": "searching",
     "verify": "measure.verify",
 }
 

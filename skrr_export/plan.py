@@ -9,6 +9,7 @@ The paper (Skrr, arXiv 2502.08690) numbers the same positions as units: `2 * lay
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -170,14 +171,16 @@ class Plan:
         }
 
     def to_json(self) -> str:
-        """The text of the plan file, a layer a line."""
+        """The text of the plan file, a layer and a fact of its provenance a line."""
         document = self.to_dict()
         layers = ",\n  ".join(json.dumps(layer) for layer in document["layers"])
+        facts = sorted(document["provenance"].items())
+        provenance = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(fact, sort_keys=True)}" for name, fact in facts)
         return (
             f'{{"format": {json.dumps(FORMAT)},\n'
             f' "encoder": {json.dumps(document["encoder"])},\n'
             f' "layers": [\n  {layers}],\n'
-            f' "provenance": {json.dumps(document["provenance"], sort_keys=True)}}}\n'
+            f' "provenance": {{{provenance}}}}}\n'
         )
 
     @classmethod
@@ -210,7 +213,10 @@ class Plan:
             PlanError: the text is not JSON, or not a plan.
         """
         try:
-            return cls.from_dict(json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant))
+            document = json.loads(
+                text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
+            )
+            return cls.from_dict(document)
         except (ValueError, RecursionError) as error:
             raise PlanError(f"not a JSON file: {error}") from error
 
@@ -304,3 +310,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number in JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return float(text)

@@ -55,16 +55,24 @@ ANYTHING = st.recursive(
 )
 
 
-def _like(value: Any) -> st.SearchStrategy[Any]:
-    """Something of the same shape with any leaves, and now and then with something else in a part's place."""
-    if isinstance(value, dict):
-        shaped = st.fixed_dictionaries({}, optional={key: _like(part) for key, part in value.items()})
-    elif isinstance(value, list):
-        shaped = st.lists(_like(value[0]), max_size=3)
-    else:
-        shaped = st.sampled_from([value]) | LEAVES
-    return shaped | ANYTHING if isinstance(value, dict | list) else shaped
+@st.composite
+def _damaged(draw: st.DrawFn) -> dict[str, Any]:
+    """What a search writes, with a few places in it, deep or not, taken out or replaced by anything."""
+    document = provenance(draw(st.sampled_from(["skrr+", "finercut", "other"])))
+    for _ in range(draw(st.integers(0, 6))):
+        place: Any = document
+        while place:
+            key = draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+            if isinstance(place[key], dict | list) and draw(st.integers(0, 3)):
+                place = place[key]
+                continue
+            if draw(st.booleans()):
+                place[key] = draw(LEAVES if draw(st.booleans()) else ANYTHING)
+            else:
+                del place[key]
+            break
+    return document
 
 
-PROVENANCES = st.fixed_dictionaries({}, optional={key: _like(value) for key, value in provenance().items()})
-"""Any provenance: known keys with values of their own shape, with odd ones, or missing."""
+PROVENANCES = _damaged()
+"""Any provenance: nearly as a search writes it, or hardly."""

@@ -369,7 +369,7 @@ def test_a_value_of_the_wrong_type_is_named(path: tuple[Any, ...], value: Any, w
     assert words in refused(changed["plan"])
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
 def test_numbers_that_json_does_not_know_are_refused(number: str) -> None:
     """Nobody else could read the plan, nor could we print it as JSON."""
     with pytest.raises(PlanError):

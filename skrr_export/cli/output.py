@@ -89,8 +89,10 @@ def output_options(function: F) -> F:
 
 
 def _printable(line: str) -> str:
-    """A line whose paths may hold bytes that are no text."""
-    return line.encode(errors="surrogateescape").decode(errors="replace")
+    """A line that the terminal can show; a path in it may hold bytes that are no text."""
+    text = line.encode(errors="surrogateescape").decode(errors="replace")
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, errors="replace").decode(encoding)
 
 
 def size(nbytes: int) -> str:

@@ -77,7 +77,7 @@ def test_help_names_every_command(run: Run) -> None:
     named = re.findall(r"^  (\S+) +\S", run("--help").out.partition("Commands:")[2], re.MULTILINE)
     assert sorted(named) == sorted({command[0] for command in COMMANDS})
     named = re.findall(r"^  (\S+) +\S", run("plan", "--help").out.partition("Commands:")[2], re.MULTILINE)
-    assert sorted(named) == ["check", "from-order", "show"]
+    assert sorted(named) == ["check", "from-order", "published", "search", "show"]
 
 
 def test_the_examples_for_orders_make_the_plans_they_promise(run: Run, folder: Path) -> None:
