@@ -8,8 +8,8 @@ import click
 
 from skrr_export.cli.lazy import LazyGroup
 from skrr_export.cli.output import Output, output_options
+from skrr_export.page.record import read_record
 from skrr_export.plan import Plan, parse_reuse, parse_units
-from skrr_export.plan_record import read_record
 from skrr_export.plan_view import summary, svg, table
 from skrr_export.staging import write_file
 
@@ -85,7 +85,7 @@ def show(
     plan = Plan.load(plan_file)
     files = [] if picture is None else [(picture, svg(plan))]
     if web_page is not None:
-        from skrr_export.plan_page import page
+        from skrr_export.page.plan import page
 
         files.append((web_page, page(plan, {str(other): Plan.load(other) for other in others})))
     for path, text in files:

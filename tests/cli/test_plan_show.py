@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from skrr_export.page.plan import page
 from skrr_export.plan import Plan
-from skrr_export.plan_page import page
 from tests.bundles import run_python
 from tests.checkpoints import contents
 from tests.cli.conftest import PLAN, Run
-from tests.provenances import provenance
+from tests.page.provenances import provenance
 
 SHOWN = Plan("t5", ((1, 0), (1, 2), (2, 2), (None, 3)), provenance())
 OTHER = Plan("t5", SHOWN.sources, provenance("laco"))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from skrr_export.markup import Markup, element, joined, number, percent, tick
+from skrr_export.page.markup import Markup, element, joined, number, percent, tick
 
 Point = tuple[float, float]
 

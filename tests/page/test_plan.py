@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skrr_export.page.plan import page
 from skrr_export.plan import Plan
-from skrr_export.plan_page import page
 from skrr_export.plan_view import summary
 from tests import bundles
-from tests.provenances import PROVENANCES, provenance
+from tests.page.provenances import PROVENANCES, provenance
 
 MINUS = "\N{MINUS SIGN}"
 VOID = {"meta"}

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skrr_export.plan import Plan
-from skrr_export.plan_record import (
+from skrr_export.page.record import (
     Calibration,
     Curve,
     Discrepancy,
@@ -22,7 +21,8 @@ from skrr_export.plan_record import (
     printable,
     read_record,
 )
-from tests.provenances import ANYTHING, PROVENANCES, SPACE, provenance
+from skrr_export.plan import Plan
+from tests.page.provenances import ANYTHING, PROVENANCES, SPACE, provenance
 
 
 def read(document: Any) -> Record:

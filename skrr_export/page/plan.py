@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import PurePath
 
-from skrr_export.markup import Markup, column, element, joined, number, percent
+from skrr_export.page.chart import NARROW, WIDE, Line, Point, chart
+from skrr_export.page.markup import Markup, column, element, joined, number, percent
+from skrr_export.page.record import Record, ReuseStep, Step, incomparable, printable, read_record
 from skrr_export.plan import KINDS, Plan
-from skrr_export.plan_chart import NARROW, WIDE, Line, Point, chart
-from skrr_export.plan_record import Record, ReuseStep, Step, incomparable, printable, read_record
 from skrr_export.plan_view import inset, summary
 
 _COLOURS = ("skrr+", "skrr", "finercut", "shortgpt", "laco", "uniform", "random", "published")
@@ -83,7 +83,7 @@ def page(plan: Plan, others: Mapping[str, Plan]) -> str:
 
 
 def _document(title: str, body: Markup) -> str:
-    style = resources.files("skrr_export").joinpath("data", "plan_page.css").read_text(encoding="utf-8")
+    style = resources.files("skrr_export.page").joinpath("plan.css").read_text(encoding="utf-8")
     head = joined(
         [
             Markup('<meta charset="utf-8">'),

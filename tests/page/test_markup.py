@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skrr_export.markup import Markup, column, element, joined, number, percent, tick
+from skrr_export.page.markup import Markup, column, element, joined, number, percent, tick
 
 
 def plain(text: str) -> str:

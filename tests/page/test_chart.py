@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skrr_export.plan_chart import NARROW, WIDE, Line, Size, chart, discrepancy_axis, linear_axis, spread
+from skrr_export.page.chart import NARROW, WIDE, Line, Size, chart, discrepancy_axis, linear_axis, spread
 
 SHARES = st.floats(0, 1).map(lambda value: 0.0 if value < 1e-30 else value)
 SIZES = st.just(0.0) | st.floats(1e-30, 1e30)

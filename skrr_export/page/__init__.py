@@ -1,0 +1,1 @@
+"""Plans as self-contained HTML pages."""
