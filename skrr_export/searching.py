@@ -11,12 +11,12 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from skrr_export.checkpoint import Checkpoint, find_tokenizer, open_checkpoint
-from skrr_export.errors import CheckpointError, InputError
+from skrr_export.errors import CheckpointError, InputError, OutputError
 from skrr_export.pipelines import Preset, find_preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
@@ -77,6 +77,8 @@ class SearchOptions:
     """The encoder's folder in a pipeline directory."""
     tokenizer: Path | None = None
     """Directory of the tokenizer; `None`: the one found with the checkpoint."""
+    merged: Path | None = None
+    """Directory to be made for the checkpoint that the method `laco` merges, and that its plan is for."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -91,10 +93,18 @@ class SearchOptions:
             raise InputError(f"the cache cannot have {self.cache_gb} GB")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise InputError(f"cannot search in '{self.dtype}'; choose one of {', '.join(DTYPES)}")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """Whether the other options fit the method."""
         if self.granularity == "sub-block" and self.method in BY_LAYER:
             raise InputError(f"{self.method} drops whole layers by its definition; leave --granularity out")
         if self.reuse is False and self.method == "skrr+":
             raise InputError("skrr+ is about re-use; for skips alone use --method skrr --no-reuse")
+        if self.method == "laco" and self.merged is None:
+            raise InputError("laco merges layers: name a directory for the merged checkpoint with --merged")
+        if self.method != "laco" and self.merged is not None:
+            raise InputError(f"{self.method} merges no layers; --merged is for --method laco")
 
     @property
     def reuses(self) -> bool:
@@ -105,6 +115,15 @@ class SearchOptions:
     def grain(self) -> Granularity:
         """What is dropped at a time."""
         return self.granularity or ("layer" if self.method in BY_LAYER else "sub-block")
+
+    @property
+    def merged_directories(self) -> tuple[Path, ...]:
+        """The merged checkpoint of each sparsity; of several, each has its sparsity in its name."""
+        if self.merged is None:
+            return ()
+        if len(self.sparsities) == 1:
+            return (self.merged,)
+        return tuple(self.merged.with_name(f"{self.merged.name}-{sparsity}") for sparsity in self.sparsities)
 
 
 def search_plans(
@@ -117,7 +136,8 @@ def search_plans(
 ) -> list[Plan]:
     """Search a plan for each wanted sparsity.
 
-    Under `torchrun` the processes share the prompts, and all return the same plans.
+    Under `torchrun` the processes share the prompts, and all return the same plans. A merged checkpoint is written
+    once everything is decided.
 
     Args:
         location: checkpoint directory or hub id.
@@ -132,11 +152,18 @@ def search_plans(
     Raises:
         SkrrError: of the kind that says what was wrong.
     """
+    for directory in options.merged_directories:
+        _check_new(directory)
     with _prepared(location, options) as job, _open_journal(job, journal, resume=resume) as kept:
         from skrr_export.search.methods import run_method
 
         search = _search(job, kept, progress)
-        return _plans(job, search, run_method(search, options.method))
+        found = run_method(search, options.method)
+        plans = _plans(job, search, found)
+        if options.merged is None:
+            return plans
+        results = zip(plans, found, options.merged_directories, strict=True)
+        return [_merged(job, plan, each, directory, progress) for plan, each, directory in results]
 
 
 def reuse_published(
@@ -183,6 +210,7 @@ class _Job:
 
     checkpoint: Checkpoint
     encoder: Encoder
+    tokenizer: Path
     preset: Preset
     options: SearchOptions
     workers: Workers
@@ -222,6 +250,7 @@ def _prepared(
         yield _Job(
             checkpoint=checkpoint,
             encoder=encoder,
+            tokenizer=tokenizer,
             preset=preset,
             options=options,
             workers=workers,
@@ -233,6 +262,15 @@ def _prepared(
         )
     finally:
         workers.leave()
+
+
+def _check_new(directory: Path) -> None:
+    """Notice before the search, not after hours, that its merged checkpoint could not be written."""
+    if os.path.lexists(directory):
+        raise OutputError(f"{directory} exists; remove it, or choose another --merged")
+    ancestor = next(path for path in directory.absolute().parents if path.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {directory}: {ancestor} is not a directory that can be written to")
 
 
 def _spread(prompts: Sequence[str], count: int | None) -> list[str]:
@@ -285,13 +323,7 @@ def _search(job: _Job, journal: Journal, progress: Progress) -> Search:
         (job.calibration.null, *job.calibration.chunks),
         int(free * _CACHE_SHARE if cache_gb is None else cache_gb * 1e9),
     )
-    from skrr_export.encoders import parameter_shapes
-
-    total = sum(
-        job.checkpoint.tensors[name].numel
-        for name in parameter_shapes(encoder, Plan.identity(encoder.family, encoder.num_layers))
-    )
-    space = Space(encoder.family, encoder.num_layers, unit_parameters(encoder), total)
+    space = Space(encoder.family, encoder.num_layers, unit_parameters(encoder), job.total_parameters)
     projection = None if job.projection is None else job.projection.to(device)
     return Search(
         space=space,
@@ -377,3 +409,15 @@ def _plans(job: _Job, search: Search, found: Sequence[Found], **special: str) ->
         own["discrepancy"]["space"] = space
         plans.append(search.space.plan(each.arrangement, {**common, **own}))
     return plans
+
+
+def _merged(job: _Job, plan: Plan, found: Found, directory: Path, progress: Progress) -> Plan:
+    """Write the merged checkpoint that a plan is for, and name it in the plan."""
+    from skrr_export.search.laco import write_merged
+
+    sha256 = None
+    if job.workers.rank == 0:
+        write_merged(directory, job.checkpoint, job.tokenizer, found.merges, progress)
+        sha256 = _fingerprint(open_checkpoint(directory))
+    merged = {"name": directory.resolve().name, "sha256": job.workers.agree(sha256)}
+    return replace(plan, provenance={**plan.provenance, "merged": merged})

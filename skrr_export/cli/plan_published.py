@@ -20,6 +20,9 @@ from skrr_export.staging import write_file
 if TYPE_CHECKING:
     from rich.table import Table
 
+_WITHOUT_CHECKPOINT = ("name", "sparsity", "plan_file", "listing", "as_json", "quiet")
+"""Parameters that matter where nothing is re-used."""
+
 
 @click.command()
 @click.argument("name", required=False)
@@ -64,6 +67,7 @@ def command(
     order = find_published(name)
     sparsities = parse_sparsities(sparsity)
     if checkpoint is None:
+        _refuse_unused(click.get_current_context())
         _from_order(order, sparsities, plan_file, output)
         return
     options = SearchOptions(sparsities=sparsities, method=method, pipeline=pipeline or order.pipeline, **calibration)
@@ -75,6 +79,14 @@ def command(
         sparsities,
         output,
     )
+
+
+def _refuse_unused(ctx: click.Context) -> None:
+    for name in ctx.params:
+        given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and name not in _WITHOUT_CHECKPOINT:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} is about re-use, which is decided on weights: give --checkpoint too", ctx)
 
 
 def _from_order(order: PublishedOrder, sparsities: tuple[float, ...], plan_file: Path, output: Output) -> None:

@@ -23,6 +23,7 @@ from skrr_export.searching import METHODS, SearchOptions, search_plans
 @click.option("--granularity", type=click.Choice(["sub-block", "layer"]), help="What is dropped at a time.")
 @click.option("--reuse/--no-reuse", default=None, help="Run kept units in dropped ones' places; default: the method's.")
 @click.option("--seed", default=0, show_default=True, help="Of the method random.")
+@click.option("--merged", type=click.Path(path_type=Path), help="Of the method laco: the merged checkpoint to write.")
 @calibration_options
 @output_options
 def command(
@@ -35,6 +36,7 @@ def command(
     granularity: Literal["sub-block", "layer"] | None,
     reuse: bool | None,
     seed: int,
+    merged: Path | None,
     calibration: dict[str, Any],
     resume: bool,
     output: Output,
@@ -63,6 +65,7 @@ def command(
         granularity=granularity,
         reuse=reuse,
         seed=seed,
+        merged=merged,
         **calibration,
     )
     run_search(

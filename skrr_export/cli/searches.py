@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from skrr_export.cli.output import Output
+from skrr_export.errors import OutputError
 from skrr_export.plan_view import summary
 from skrr_export.progress import Progress
 from skrr_export.searching import DTYPES
@@ -82,6 +85,10 @@ def run_search(
         sparsities: that were asked for.
         output: for the words.
     """
+    _check_writable(plan_file)
+    files = [plan_file] if len(sparsities) == 1 else [_numbered(plan_file, sparsity) for sparsity in sparsities]
+    for file in files:
+        _check_writable(file)
     journal = plan_file.with_name(f"{plan_file.name}.journal")
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, the one that speaks
     output = output if first else Output(json=False, quiet=True)
@@ -94,7 +101,6 @@ def run_search(
         raise
     if not first:
         return
-    files = [plan_file] if len(plans) == 1 else [_numbered(plan_file, sparsity) for sparsity in sparsities]
     for plan, file in zip(plans, files, strict=True):
         write_file(file, plan.to_json().encode())
     journal.unlink(missing_ok=True)
@@ -107,15 +113,29 @@ def run_search(
 
 
 def _numbered(plan_file: Path, sparsity: float) -> Path:
-    return plan_file.with_name(f"{plan_file.stem}-{sparsity:g}{plan_file.suffix}")
+    return plan_file.with_name(f"{plan_file.stem}-{sparsity}{plan_file.suffix}")
+
+
+def _check_writable(file: Path) -> None:
+    """Notice before the search, not after hours, that its plan could not be written."""
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        here = os.environ.get("GROUP_RANK", "0") == "0"  # of the machines that torchrun uses, the one that writes
+        if here and (file.is_file() or not file.exists()):  # else a pipe or a device
+            tempfile.TemporaryFile(dir=(file.resolve() if file.exists() else file).parent).close()
+    except OSError as error:
+        raise OutputError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _lines(plan: Plan, file: Path) -> list[str]:
     sparsity: dict[str, Any] = plan.provenance["sparsity"]
     discrepancy: dict[str, Any] = plan.provenance["discrepancy"]
+    merged = plan.provenance.get("merged")
     return [
         f"{file}: {summary(plan)}",
         f"sparsity {sparsity['reached']:.1%}, D {discrepancy['value']:.4g} "
         f"({discrepancy['prompts']:.4g} on the prompts, {discrepancy['null']:.4g} on the empty one), "
         f"on {discrepancy['space']}",
+        *([f"{len(plan.provenance['merges'])} merges: export {merged['name']} under this plan"] if merged else []),
     ]

@@ -64,8 +64,8 @@ class Weights:
             size = tensor.file.stat().st_size
             self._files[tensor.file] = torch.from_file(str(tensor.file), shared=False, size=size, dtype=torch.uint8)
         raw = self._files[tensor.file][tensor.offset : tensor.offset + tensor.nbytes]
-        if tensor.offset % READABLE[tensor.code].itemsize:
-            raw = raw.clone()  # a view needs an address that is a multiple of the element's size
+        if not _aligned(tensor):
+            raw = raw.clone()
         return raw.view(READABLE[tensor.code].torch).view(tensor.shape)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -74,11 +74,18 @@ class Weights:
         stored = self.stored(name)
         tensor = stored.to(self._device, self._dtype)
         # First come, first kept: a search walks the layers in a circle, on which the least recently used is next.
-        nbytes = 0 if tensor is stored else tensor.nbytes
+        nbytes = tensor.nbytes
+        if tensor is stored and (name in self._replaced or _aligned(self._tensors[name])):
+            nbytes = 0  # no copy
         if nbytes <= self._left:
             self._left -= nbytes
             self._kept[name] = tensor
         return tensor
+
+
+def _aligned(tensor: StoredTensor) -> bool:
+    """Whether a tensor can be used where it lies: a view needs an address that is a multiple of the element's size."""
+    return tensor.offset % READABLE[tensor.code].itemsize == 0
 
 
 class EagerEncoder:

@@ -18,7 +18,7 @@ class TensorCache:
 
     def __init__(self, budget_bytes: int) -> None:
         """Hold at most `budget_bytes`."""
-        self._left = budget_bytes
+        self._budget = self._left = budget_bytes
         self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def get(self, key: Hashable) -> Tensor | None:
@@ -32,6 +32,8 @@ class TensorCache:
         """Hold a tensor, unless it alone exceeds the budget."""
         if key in self._tensors:
             self._left += self._tensors.pop(key).nbytes
+        if tensor.nbytes > self._budget:
+            return  # or it would drop all others, and then itself
         self._tensors[key] = tensor
         self._left -= tensor.nbytes
         while self._left < 0:
@@ -58,6 +60,8 @@ class ActivationEngine:
         self.chunks = chunks
         self.evaluated = 0
         """Work done so far, in sub-blocks times tokens."""
+        self.naive = 0
+        """Work that measuring every candidate whole would have been, likewise."""
         self.cache = TensorCache(cache_bytes)
         self._beside: tuple[int, dict[str, Tensor]] | None = None
 
@@ -93,13 +97,19 @@ class ActivationEngine:
             fork: the position from which it differs from the arrangement it comes from.
         """
         hidden = self.hidden(number, executed(arrangement), len(executed(arrangement[:fork])))
-        finished = self.encoder.finish({**self._start(number), "hidden": hidden})
-        counted = torch.from_numpy(self.chunks[number].counted).to(finished.device)
-        return finished[counted].float()
+        beside = self._start(number)
+        finished = self.encoder.finish({**beside, "hidden": hidden})
+        return finished.flatten(0, 1)[beside["counted"]].float()
 
     def _start(self, number: int) -> dict[str, Tensor]:
-        """What stands before the first sub-block. Only the latest chunk's is kept: chunks are worked off in turn."""
+        """What stands before the first sub-block, and which rows count, `counted`.
+
+        Only the latest chunk's is kept, for chunks are worked off in turn.
+        """
         if self._beside is None or self._beside[0] != number:
             chunk = self.chunks[number]
-            self._beside = (number, self.encoder.start(chunk.input_ids, chunk.attention_mask))
+            beside = self.encoder.start(chunk.input_ids, chunk.attention_mask)
+            # As numbers: a mask would make a GPU wait at every use, to learn how many rows there are.
+            beside["counted"] = torch.from_numpy(chunk.counted.ravel().nonzero()[0]).to(self.encoder.device)
+            self._beside = (number, beside)
         return self._beside[1]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from skrr_export.errors import InputError
 from skrr_export.pipelines import Preset
 from skrr_export.tokenization import Tokenizer, Tokens
 
@@ -70,7 +71,7 @@ def calibrate(tokenizer: Tokenizer, prompts: Sequence[str]) -> Calibration:
     cut to the longest of them, which changes no row that counts.
 
     Raises:
-        InputError: there is no prompt.
+        InputError: there is no prompt; or the null prompt has no row that counts.
     """
     preset = tokenizer.preset
     tokens = tokenizer(prompts)
@@ -83,6 +84,8 @@ def calibrate(tokenizer: Tokenizer, prompts: Sequence[str]) -> Calibration:
     chunks = tuple(_chunk(tokens, group, int(lengths[group].max()), preset) for group in groups)
     null = tokenizer([""])
     null_chunk = _chunk(null, [0], int(_lengths(null)[0]) if trimmed else null.input_ids.shape[1], preset)
+    if not null_chunk.rows:
+        raise InputError("the tokenizer gives the empty prompt no token, not even an end: it is not this encoder's")
     return Calibration(
         null=null_chunk,
         chunks=chunks,

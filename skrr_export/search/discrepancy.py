@@ -7,9 +7,11 @@ of dropped blocks blow up a hundredfold while the prompts' cosine hardly moves.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -69,12 +71,27 @@ class Discrepancy:
         """
         self.engine = engine
         self.workers = workers
-        self.naive = 0
-        """Work that measuring every candidate whole would have been, in sub-blocks times tokens."""
         self._dense = dense
+        self._stand_ins: Mapping[int, int] = {}
+        self._targets = object()  # the key of what candidates are compared with
         self._project = projection or (lambda rows: rows)
         self._null = null
         self._rows = sum(chunk.rows for chunk in engine.chunks[1:])
+
+    def merged(self, stand_ins: Mapping[int, int]) -> Self:
+        """The same measure, against the same dense encoder, of candidates that run other units for some.
+
+        Args:
+            stand_ins: for units of layers that others were merged into, the units that run for them.
+        """
+        other = copy.copy(self)
+        other._stand_ins = stand_ins
+        return other
+
+    @property
+    def naive(self) -> int:
+        """Work that measuring every candidate whole would have been, in sub-blocks times tokens; the engine's count."""
+        return self.engine.naive
 
     @property
     def chunks(self) -> range:
@@ -112,33 +129,38 @@ class Discrepancy:
         shares = np.zeros(len(self.engine.chunks))
         for number in range(1, len(shares)):
             if number % self.workers.size == self.workers.rank:
-                shares[number] = self._mean_squares(self._target(number), number).item()
+                shares[number] = self._mean_squares(self.target(number), number).item()
         return math.fsum(self.workers.gather(shares).tolist())
 
     def count(self, candidates: Sequence[Candidate]) -> None:
-        """Add to `naive` what measuring these one by one, from the first layer, would take."""
+        """Add to the engine's `naive` what measuring these one by one, from the first layer, would take."""
         tokens = sum(self.engine.chunks[number].size for number in self.chunks)
-        self.naive += tokens * sum(len(executed(candidate.arrangement)) for candidate in candidates)
+        self.engine.naive += tokens * sum(len(executed(candidate.arrangement)) for candidate in candidates)
 
     @torch.inference_mode()
-    def _column(self, candidates: Sequence[Candidate], number: int) -> list[float]:
-        target = self._target(number)
-        if not bool(target.isfinite().all()):
-            return [math.nan] * len(candidates)
-        sums = []
-        for candidate in candidates:
-            rows = self.engine.output(number, candidate.arrangement, candidate.fork)
-            sums.append(self._mean_squares(self._project(rows) - target, number))
-        column: list[float] = torch.stack(sums).nan_to_num(nan=math.inf, posinf=math.inf).tolist()
-        return column
-
-    def _target(self, number: int) -> Tensor:
-        key = (number, id(self))
+    def target(self, number: int) -> Tensor:
+        """What a chunk's candidates are compared with: the dense encoder's rows, projected, `[rows, features]`."""
+        key = (number, self._targets)
         target = self.engine.cache.get(key)
         if target is None:
             target = self._project(self.engine.output(number, self._dense, len(self._dense)))
             self.engine.cache.put(key, target)
         return target
+
+    @torch.inference_mode()
+    def rows(self, number: int, candidate: Candidate) -> Tensor:
+        """What is compared with it: a candidate's rows, projected, `[rows, features]`."""
+        runs = tuple(None if unit is None else self._stand_ins.get(unit, unit) for unit in candidate.arrangement)
+        return self._project(self.engine.output(number, runs, candidate.fork))
+
+    @torch.inference_mode()
+    def _column(self, candidates: Sequence[Candidate], number: int) -> list[float]:
+        target = self.target(number)
+        if not bool(target.isfinite().all()):
+            return [math.nan] * len(candidates)
+        sums = [self._mean_squares(self.rows(number, candidate) - target, number) for candidate in candidates]
+        column: list[float] = torch.stack(sums).nan_to_num(nan=math.inf, posinf=math.inf).tolist()
+        return column
 
     def _mean_squares(self, difference: Tensor, number: int) -> Tensor:
         """The chunk's part of the mean over all values of the prompts, or of the null prompt; 0-d float64."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from skrr_export.errors import InputError
+from skrr_export.errors import InputError, OutputError, SkrrError
 from skrr_export.search.workers import Workers
 from skrr_export.staging import disk_errors
 
@@ -21,7 +22,7 @@ FORMAT = "skrr-journal/1"
 
 
 class Journal:
-    """Decisions by name. Used as a context manager, it lets go of its file at the end."""
+    """Decisions by name. Used as a context manager, it lets go of its file at the end, and leaves none without any."""
 
     def __init__(self, path: Path | None, subject: Mapping[str, Any], workers: Workers, *, resume: bool) -> None:
         """Begin a journal, or go on with one.
@@ -42,22 +43,24 @@ class Journal:
         self._file: BinaryIO | None = None
         if path is None:
             return
-        refused = None
+        refused: SkrrError | None = None
         if workers.rank == 0:
             try:
                 self._open(path, {"format": FORMAT, **subject}, resume=resume)
-            except InputError as error:
-                refused = str(error)
+            except BaseException as error:
+                self._leave()
+                if not isinstance(error, SkrrError):
+                    raise
+                refused = error
         refused, self._records = workers.agree((refused, self._records))
         if refused is not None:
-            raise InputError(refused)
+            raise refused
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._leave()
 
     def remember(self, name: str, decide: Callable[[], Any]) -> Any:
         """The decision of this name: from the record, or taken now and put on record.
@@ -72,22 +75,28 @@ class Journal:
         if name not in self._records:
             value = json.loads(json.dumps(decide()))  # what a resumed search will read
             self._records[name] = value
-            self._append({"name": name, "value": value})
+            try:
+                self._append({"name": name, "value": value})
+            except OutputError:
+                del self._records[name]
+                raise
         return self._records[name]
 
-    def discard(self) -> None:
-        """Remove the file: the search is done."""
+    def _leave(self) -> None:
         if self._file is not None and self.path is not None:
-            self._file.close()
-            self._file = None
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # a full disk can refuse the last flush; the error is already under way
+                self._file.close()
+            if not self._records:
+                self.path.unlink(missing_ok=True)
 
     def _open(self, path: Path, subject: dict[str, Any], *, resume: bool) -> None:
-        if not path.exists():
-            with disk_errors(path):
+        with disk_errors(path):
+            if not path.exists():
                 self._file = path.open("xb")
-            self._append(subject)
-            return
+                self._append(subject)
+                return
+        if not path.is_file():
+            raise InputError(f"{path} is not a file, and a search keeps its journal there; give another output")
         if not resume:
             raise InputError(f"{path} is the journal of an unfinished search: --resume goes on with it, or remove it")
         with disk_errors(path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from skrr_export.plan import Position
@@ -15,6 +15,7 @@ from skrr_export.search.discrepancy import Candidate, Discrepancy, Terms
 from skrr_export.search.exchange import exchange
 from skrr_export.search.goal import reaches, units_needed
 from skrr_export.search.journal import Journal
+from skrr_export.search.laco import Merge, MergedWeights, collapse
 from skrr_export.search.race import Tick
 from skrr_export.search.reuse import fill, nearest, sweep
 from skrr_export.search.space import Arrangement, Item, Space, drop, first_difference, put
@@ -41,6 +42,10 @@ class Found:
     """D after each drop: of the order alone (`skip`), and where re-use went along (`skip + re-use`)."""
     steps: tuple[Step, ...] = ()
     """What the beam saw on the way, if there was one."""
+    merges: tuple[Merge, ...] = ()
+    """What was merged into kept layers; the arrangement is of the merged checkpoint."""
+    stand_ins: Mapping[int, int] = field(default_factory=dict)
+    """For units of layers that others were merged into, the units that run for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +72,16 @@ def run_method(search: Search, method: str) -> list[Found]:
     Raises:
         PlanError: a sparsity cannot be reached.
     """
-    everything = search.space.sparsities(search.items)
+    droppable = search.items[1:] if method == "laco" else search.items  # LaCo's last merge is into the first layer
+    everything = search.space.sparsities(droppable)
     for wanted in search.wanted:
         units_needed(everything, wanted)  # or the search would find out at its very end
     if method == "skrr+":
         return _skrr_plus(search)
     if method in ("skrr", "finercut"):
         return _by_beam(search, method, search.reuse)
+    if method == "laco":
+        return _laco(search)
     order = _order(search, method)
     return refine_order(search, order, method)
 
@@ -156,6 +164,37 @@ def _exchanged(search: Search, found: Found, wanted: float) -> Found:
     raise AssertionError
 
 
+def _laco(search: Search) -> list[Found]:
+    """For each sparsity the first of LaCo's merges; and unless told otherwise Algorithm 2 on what they leave."""
+    space, engine, until = search.space, search.discrepancy.engine, max(search.wanted)
+    weights = MergedWeights(engine.encoder.encoder, engine.encoder.weights, engine.cache)
+    engine.encoder.weights = weights  # from here on it also runs merged layers
+    needed = units_needed(space.sparsities(search.items[1:]), until)
+    merges = collapse(
+        search.plain,
+        weights,
+        reached=lambda merges: reaches(space.sparsity(drop(space.dense, [each.dropped for each in merges])), until),
+        journal=search.journal,
+        report=lambda made: search.progress(f"laco: {made} merges", made, max(needed, made + 1)),
+    )
+    order = [merge.dropped for merge in merges]
+    stand_ins = [weights.stand_ins(merges[:count]) for count in range(1, len(merges) + 1)]
+
+    def decide() -> list[float]:
+        search.progress(f"laco: D of {len(merges)} prefixes", 0, 1)
+        prefixes = [Candidate(drop(space.dense, order[:count]), 0) for count in range(1, len(merges) + 1)]
+        measured = zip(prefixes, stand_ins, strict=True)
+        return [search.discrepancy.merged(units).exact([prefix])[0].value for prefix, units in measured]
+
+    curve = dict(enumerate(search.journal.remember("laco, D of prefixes", decide), start=1))
+    found = []
+    for wanted in search.wanted:
+        count = units_needed(space.sparsities(order), wanted)
+        prefix = _prefix(space, order[:count], curve)
+        found.append(replace(prefix, merges=tuple(merges[:count]), stand_ins=stand_ins[count - 1]))
+    return [_refilled(search, each, "laco", search.reuse) for each in found]
+
+
 def _order(search: Search, method: str) -> list[Item]:
     if method == "uniform":
         return uniform_order(search.items)
@@ -203,7 +242,7 @@ def _refilled(search: Search, found: Found, name: str, reuse: Reuse) -> Found:
     name = f"{name}, re-use"
     positions = [unit for item in found.order for unit in item]
     arrangement, value = fill(
-        search.discrepancy,
+        search.discrepancy.merged(found.stand_ins),
         found.arrangement,
         found.value,
         positions,
@@ -270,8 +309,8 @@ def terms_of(search: Search, found: Sequence[Found]) -> list[Terms]:
     """The two parts of each result's D."""
 
     def decide() -> Any:
-        candidates = [Candidate(each.arrangement, 0) for each in found]
-        return [(terms.prompts, terms.null) for terms in search.discrepancy.exact(candidates)]
+        whole = [search.discrepancy.merged(each.stand_ins).exact([Candidate(each.arrangement, 0)])[0] for each in found]
+        return [(terms.prompts, terms.null) for terms in whole]
 
     return [Terms(*pair) for pair in search.journal.remember("terms", decide)]
 
@@ -282,7 +321,7 @@ def gains_of(search: Search, found: Found) -> list[tuple[int, int, float]]:
 
     def decide() -> list[float]:
         candidates = [Candidate(put(found.arrangement, at, None), at) for at, _ in reused]
-        return [terms.value for terms in search.discrepancy.exact(candidates)]
+        return [terms.value for terms in search.discrepancy.merged(found.stand_ins).exact(candidates)]
 
     without: list[float] = search.journal.remember(f"gains of {found.arrangement}", decide)
     return [(at, unit, value) for (at, unit), value in zip(reused, without, strict=True)]

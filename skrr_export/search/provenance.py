@@ -36,6 +36,7 @@ def provenance(search: Search, found: Found, wanted: float, terms: Terms, scale:
             "scale": _short(scale),
         },
         "order": [unit for item in found.order for unit in item],
+        **({"merges": [[merge.layer, list(merge.merged)] for merge in found.merges]} if found.merges else {}),
         "curves": [
             {"name": name, "points": [[_short(x), _short(y)] for x, y in curve]} for name, curve in curves.items()
         ],

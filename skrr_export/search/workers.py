@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from skrr_export.errors import InputError
+from skrr_export.errors import InputError, SkrrError
 
 Values = npt.NDArray[np.float64]
+
+_PATIENCE = timedelta(days=7)
+"""How long a process waits for the others: a large encoder's longest chunk takes hours where the null prompt takes
+seconds. One that ends is noticed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,8 @@ class Workers:
         if self.size == 1:
             return values
         tensor = torch.from_numpy(values).to(self.device)
-        torch.distributed.all_reduce(tensor)
+        with _together():
+            torch.distributed.all_reduce(tensor)
         merged: Values = tensor.cpu().numpy()
         return merged
 
@@ -37,7 +45,8 @@ class Workers:
         if self.size == 1:
             return value
         values = [value]
-        torch.distributed.broadcast_object_list(values, src=0, device=self.device)
+        with _together():
+            torch.distributed.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
     def leave(self) -> None:
@@ -61,8 +70,19 @@ def join_workers(device: str) -> Workers:
     if size > 1:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        with _together():
+            backend = "nccl" if chosen.type == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, timeout=_PATIENCE)
     return Workers(rank, size, chosen)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        why = str(error)[:200]
+        raise SkrrError(f"the processes of this search lost each other, perhaps because one ended: {why}") from error
 
 
 def _device(name: str, local_rank: int | None) -> torch.device:

@@ -1,0 +1,468 @@
+"""LaCo: the merges are those of the paper's walk, their tensors those of its formula, and D that of what is exported.
+
+The truth is transformers: a model whose linear maps are replaced by the formula's, and layers left out by
+`tests.reference`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from skrr_export.cli import plan_search
+from skrr_export.errors import InputError, OutputError, PlanError, SkrrError
+from skrr_export.page.record import incomparable, read_record
+from skrr_export.pipelines import PRESETS
+from skrr_export.plan import Plan
+from skrr_export.search import calibration, laco
+from skrr_export.searching import SearchOptions, search_plans
+from tests import reference
+from tests.bundles import error_against_transformers, export, soften
+from tests.checkpoints import bert_checkpoint, contents, t5_checkpoint
+from tests.search import naive
+from tests.search.subjects import CHUNK_TOKENS, PROMPTS, linear
+
+TOLERANCE = 1e-4
+"""Relative, of D, which a plan holds to six digits."""
+PLAIN = PRESETS["plain"]
+LAYERS = {"t5": 5, "bert": 4}
+SPARSITIES = {"t5": (0.16, 0.32, 0.48), "bert": (0.15, 0.3, 0.45)}
+"""A layer each."""
+
+Merges = list[list[Any]]
+"""As a plan tells them: pairs of a layer and a list of those that it takes in."""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    here = tmp_path_factory.mktemp("laco")
+    return {
+        "t5": soften(t5_checkpoint(here / "t5", layers=LAYERS["t5"], tokenizer=True)),
+        "bert": bert_checkpoint(here / "bert", layers=LAYERS["bert"], tokenizer=True),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "CHUNK_TOKENS", CHUNK_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("denoiser") / "diffusion_pytorch_model.safetensors"
+    weight, bias = (torch.from_numpy(array) for array in linear(1, 37, 29))
+    save_file({"context_embedder.weight": weight, "context_embedder.bias": bias}, path)
+    return path
+
+
+def search(checkpoint: Path, merged: Path, *sparsities: float, **options: Any) -> list[Plan]:
+    kept = {name: options.pop(name) for name in ("journal", "resume") if name in options}
+    options = {"method": "laco", "prompts": PROMPTS, "device": "cpu", **options}
+    return search_plans(checkpoint, SearchOptions(sparsities=sparsities, merged=merged, **options), **kept)
+
+
+def found(plan: Plan) -> dict[str, Any]:
+    """What a search found, and neither what it took nor under which name it wrote it."""
+    document = plan.to_dict()
+    del document["provenance"]["evaluations"], document["provenance"]["merged"]["name"]
+    return document
+
+
+# The truth
+
+
+def linear_maps(checkpoint: Path) -> tuple[Any, Callable[[int], dict[str, str]]]:
+    """transformers' model; and for each layer, by a name without its number, the tensors that merges change."""
+    from transformers import AutoConfig, BertModel, T5EncoderModel
+
+    family = AutoConfig.from_pretrained(checkpoint).model_type
+    model = {"t5": T5EncoderModel, "bert": BertModel}[family].from_pretrained(checkpoint, dtype="auto")
+    root = {"t5": "encoder.block.{}.", "bert": "encoder.layer.{}."}[family]
+    modules = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    names = [name for name in model.state_dict() if name.rpartition(".")[0] in modules]
+
+    def of(layer: int) -> dict[str, str]:
+        here = root.format(layer)
+        return {name.removeprefix(here): name for name in names if name.startswith(here)}
+
+    return model, of
+
+
+def by_formula(checkpoint: Path, merges: Merges, directory: Path) -> Path:
+    """Save the merged model, as transformers does: each merge on what the merges before it left."""
+    model, of = linear_maps(checkpoint)
+    stored = model.state_dict()
+    weights = {name: value.double() for name, value in stored.items()}
+    for layer, merged in merges:
+        for name, here in of(layer).items():
+            own = weights[here]
+            weights[here] = own + sum(weights[of(other)[name]] - own for other in merged)
+    model.load_state_dict({name: value.to(stored[name].dtype) for name, value in weights.items()})
+    shutil.copytree(checkpoint, directory, ignore=shutil.ignore_patterns("*.safetensors*"))
+    model.save_pretrained(directory)
+    return directory
+
+
+def gone(merges: Merges) -> list[int]:
+    return [layer for _, merged in merges for layer in merged]
+
+
+def without(merges: Merges, layers: int) -> reference.Sources:
+    return [(None, None) if layer in gone(merges) else (layer, layer) for layer in range(layers)]
+
+
+class Walk:
+    """The paper's algorithm 1 on one checkpoint, under a threshold that falls by a hundredth after each walk."""
+
+    def __init__(self, checkpoint: Path, layers: int, folder: Path) -> None:
+        self.checkpoint, self.layers, self.folder = checkpoint, layers, folder
+        self.prompts = [naive.tokenise(checkpoint, [prompt], PLAIN) for prompt in PROMPTS]
+        self.cosines: dict[str, float] = {}
+
+    def cosine(self, merges: Merges) -> float:
+        """The mean of the prompts' cosines to the dense embeddings, each prompt on its own."""
+        key = json.dumps(merges)
+        if key not in self.cosines:
+            merged = by_formula(self.checkpoint, merges, self.folder / str(len(self.cosines)))
+            cosines = []
+            for inputs in self.prompts:
+                a = reference.encode(self.checkpoint, None, *inputs).astype(np.float64).ravel()
+                b = reference.encode(merged, without(merges, self.layers), *inputs).astype(np.float64).ravel()
+                cosines.append(a @ b / math.sqrt((a @ a) * (b @ b)))
+            self.cosines[key] = sum(cosines) / len(cosines)
+        return self.cosines[key]
+
+    def merges(self, count: int, *, combined: int) -> Merges:
+        """Until so many layers are gone."""
+        merges: Merges = []
+        left = list(range(self.layers))
+        for hundredths in range(99, -102, -1):
+            place = max(len(left) - combined, 0)
+            while place >= 0:
+                merge = [left[place], left[place + 1 : place + combined]]
+                cosine = 100 * self.cosine([*merges, merge])
+                assert abs(cosine - round(cosine)) > 1e-3, "too close to call"
+                if cosine <= hundredths:
+                    place -= 1
+                    continue
+                merges.append(merge)
+                left = [layer for layer in left if layer not in merge[1]]
+                if len(gone(merges)) >= count:
+                    return merges
+                place = min(place - 2, len(left) - combined)
+        raise AssertionError
+
+
+def truth(checkpoint: Path, merged: Path, **options: Any) -> naive.Truth:
+    """D of arrangements of a merged checkpoint, against the checkpoint that it was."""
+    measure, dense = (naive.Truth(path, PROMPTS, PLAIN, **options) for path in (merged, checkpoint))
+    measure._dense = dense._dense
+    return measure
+
+
+def check_tensors(checkpoint: Path, merges: Merges, merged: Path, folder: Path) -> None:
+    """The merged checkpoint holds the formula's tensors, the encoder's other ones as they were, and no others."""
+    model, of = linear_maps(checkpoint)
+    formula, _ = linear_maps(by_formula(checkpoint, merges, folder))
+    changed = {name for layer, _ in merges for name in of(layer).values() if layer not in gone(merges)}
+    before, expected = model.state_dict(), formula.state_dict()
+    written = {name: value for name, value in load_file(merged / "model.safetensors").items() if name[:5] != "_pad."}
+    foreign = {name for name in before if name.startswith("pooler.") or name == "encoder.embed_tokens.weight"}
+    assert written.keys() == before.keys() - foreign
+    assert changed <= written.keys()
+    for name, value in written.items():
+        assert value.dtype == before[name].dtype
+        if name in changed:
+            exact = value.dtype == torch.bfloat16  # whose sums fp32 holds whole
+            torch.testing.assert_close(value, expected[name], rtol=0 if exact else 1e-6, atol=0 if exact else 1e-6)
+            assert not torch.equal(value, before[name])
+        else:
+            assert value.view(torch.uint8).equal(before[name].view(torch.uint8))
+
+
+def arrangement(sources: reference.Sources) -> naive.Arrangement:
+    return tuple(None if layer is None else 2 * layer + kind for pair in sources for kind, layer in enumerate(pair))
+
+
+# The merges, and the checkpoint
+
+
+@pytest.mark.parametrize("combined", [2, 3])
+@pytest.mark.parametrize("family", LAYERS)
+def test_the_merges_are_those_of_the_walk(
+    family: str, combined: int, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(laco, "COMBINED", combined)
+    checkpoint, layers = checkpoints[family], LAYERS[family]
+    [plan] = search(checkpoint, tmp_path / "merged", SPARSITIES[family][-1])
+    expected = Walk(checkpoint, layers, tmp_path).merges(3, combined=combined)
+    assert plan.provenance["merges"] == expected
+    assert list(plan.sources) == without(expected, layers)
+    assert plan.provenance["order"] == [2 * layer + kind for layer in gone(expected) for kind in (0, 1)]
+    check_tensors(checkpoint, expected, tmp_path / "merged", tmp_path / "formula")
+
+
+@pytest.mark.parametrize(
+    "options", [{"decoder": True, "shard_size": "20KB"}, {"dtype": torch.bfloat16}, {"dtype": torch.float16}], ids=str
+)
+def test_the_merged_checkpoint_is_the_encoder_in_one_file_and_its_own_types(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(laco, "COMBINED", 3)
+    checkpoint = t5_checkpoint(tmp_path / "t5", layers=4, tokenizer=True, **options)
+    before = contents(checkpoint)
+    [plan] = search(checkpoint, tmp_path / "merged", 0.15)
+    assert contents(checkpoint) == before
+    check_tensors(checkpoint, plan.provenance["merges"], tmp_path / "merged", tmp_path / "formula")
+    companions = {name for name in before if "safetensors" not in name and name != "generation_config.json"}
+    assert contents(tmp_path / "merged").keys() == {"model.safetensors", *companions}
+    for name in companions:
+        assert contents(tmp_path / "merged")[name] == before[name]
+
+
+@pytest.mark.parametrize("family", LAYERS)
+def test_the_merged_checkpoint_is_one_for_transformers_and_for_us(
+    family: str, checkpoints: dict[str, Path], tmp_path: Path, remembered_traces: None
+) -> None:
+    from transformers import AutoTokenizer, BertModel, T5EncoderModel
+
+    [plan] = search(checkpoints[family], tmp_path / "merged", SPARSITIES[family][0])
+    kind = {"t5": T5EncoderModel, "bert": BertModel}[family]
+    _, info = kind.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert {name.partition(".")[0] for name in info["missing_keys"]} <= {"pooler"}
+    prompt = AutoTokenizer.from_pretrained(tmp_path / "merged")(PROMPTS[:1], return_tensors="np")
+    ids, mask = (prompt[name].astype(np.int64) for name in ("input_ids", "attention_mask"))
+    assert error_against_transformers(tmp_path / "merged", tmp_path, plan.sources, ids, mask) < 2e-5
+
+
+def test_layers_hold_their_merged_maps_and_their_own_norms() -> None:
+    sums = laco.layer_sums([laco.Merge(2, (3, 4)), laco.Merge(1, (2,)), laco.Merge(5, (6, 7, 8))])
+    # 2 becomes 3 + 4 - 2; so 1 becomes 1 + (3 + 4 - 2 - 1); 5 becomes 6 + 7 + 8 - 2 * 5; 2 is gone
+    assert sums == {1: ((2, -1), (3, 1), (4, 1)), 5: ((5, -2), (6, 1), (7, 1), (8, 1))}
+
+
+# Its plan
+
+
+@pytest.mark.parametrize("family", LAYERS)
+def test_d_is_that_of_the_merged_checkpoint_against_the_original(
+    family: str, checkpoints: dict[str, Path], denoiser: Path, tmp_path: Path
+) -> None:
+    checkpoint, options, project = checkpoints[family], {}, {}
+    if family == "t5":
+        weights = {name: value.double().numpy() for name, value in load_file(denoiser).items()}
+        weight, bias = weights["context_embedder.weight"], weights["context_embedder.bias"]
+        options, project = {"denoiser": denoiser}, {"project": lambda rows: rows @ weight.T + bias}
+    plans = search(checkpoint, tmp_path / "merged", *SPARSITIES[family], **options)
+    for plan, sparsity in zip(plans, SPARSITIES[family], strict=True):
+        measure = truth(checkpoint, tmp_path / f"merged-{sparsity}", **project)
+        prompts, null = measure.terms(arrangement(plan.sources))
+        told = plan.provenance["discrepancy"]
+        assert (told["prompts"], told["null"]) == pytest.approx((prompts, null), rel=TOLERANCE)
+        assert told["scale"] == pytest.approx(measure.scale(), rel=TOLERANCE)
+        assert min(prompts, null) > 0
+        [curve] = plan.provenance["curves"]
+        assert curve["points"][-1] == [plan.provenance["sparsity"]["reached"], told["value"]]
+        assert curve["points"] == plans[-1].provenance["curves"][0]["points"][: len(curve["points"])]
+
+
+def test_several_sparsities_are_those_found_alone(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = checkpoints["t5"]
+    sparsities = (0.48, 0.16, 0.32)
+    plans = search(checkpoint, tmp_path / "all", *sparsities)
+    assert [len(gone(plan.provenance["merges"])) for plan in plans] == [3, 1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all-0.16", "all-0.32", "all-0.48"]
+    for plan, sparsity in zip(plans, sparsities, strict=True):
+        [alone] = search(checkpoint, tmp_path / f"alone-{sparsity}", sparsity)
+        assert found(alone) == found(plan)
+        assert contents(tmp_path / f"alone-{sparsity}") == contents(tmp_path / f"all-{sparsity}")
+        assert plan.provenance["merged"]["name"] == f"all-{sparsity}"
+
+
+@pytest.mark.parametrize("family", LAYERS)
+def test_reuse_is_decided_on_the_merged_weights(family: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint, layers = checkpoints[family], LAYERS[family]
+    [plan] = search(checkpoint, tmp_path / "merged", SPARSITIES[family][1], reuse=True)
+    measure = truth(checkpoint, tmp_path / "merged")
+    best, value = naive.reuse(measure, 2 * layers, plan.provenance["order"])
+    assert arrangement(plan.sources) == best
+    assert plan.provenance["discrepancy"]["value"] == pytest.approx(value, rel=TOLERANCE)
+    assert plan.provenance["reuses"]
+    for reuse in plan.provenance["reuses"]:
+        without_it = tuple(None if place == reuse["unit"] else unit for place, unit in enumerate(best))
+        assert reuse["before"] == pytest.approx(measure(without_it), rel=TOLERANCE)
+
+
+def test_a_plan_names_both_checkpoints_and_compares_with_others(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = checkpoints["bert"]
+    [plan] = search(checkpoint, tmp_path / "merged", 0.3)
+    options = {"prompts": PROMPTS, "device": "cpu", "method": "uniform"}
+    [other] = search_plans(checkpoint, SearchOptions(sparsities=(0.3,), **options))
+    [on_merged] = search_plans(tmp_path / "merged", SearchOptions(sparsities=(0.3,), **options))
+    assert plan.provenance["checkpoint"] == other.provenance["checkpoint"]
+    assert plan.provenance["merged"] == on_merged.provenance["checkpoint"]
+    assert "merges" not in other.provenance
+    assert incomparable(read_record(plan), read_record(other)) is None
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("cache_gb", [0, 3e-5])
+def test_memory_does_not_decide(cache_gb: float, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    plans = [
+        search(checkpoints["t5"], tmp_path / str(cache), 0.48, reuse=True, cache_gb=cache)[0]
+        for cache in (None, cache_gb)
+    ]
+    assert found(plans[0]) == found(plans[1])
+    assert contents(tmp_path / "None") == contents(tmp_path / str(cache_gb))
+
+
+def test_a_search_goes_on_where_it_was_killed(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint, journal = checkpoints["t5"], tmp_path / "journal"
+    options = {"reuse": True, "journal": journal}
+    whole = search(checkpoint, tmp_path / "whole", 0.16, 0.48, **options)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) > 8
+    work = []
+    for number, kept in enumerate((1, 2, 4, len(lines) - 2, len(lines))):
+        journal.write_bytes(b"".join(lines[:kept]) + b'{"name": "la')
+        again = search(checkpoint, tmp_path / f"resumed{number}", 0.16, 0.48, resume=True, **options)
+        assert [found(plan) for plan in again] == [found(plan) for plan in whole]
+        work.append(again[-1].provenance["evaluations"]["sub_blocks"])
+        for sparsity in (0.16, 0.48):
+            before, after = tmp_path / f"whole-{sparsity}", tmp_path / f"resumed{number}-{sparsity}"
+            assert contents(after) == contents(before)
+    assert work == sorted(work, reverse=True)
+    assert work[-1] == 0
+
+
+PROCESS = """
+import json, sys
+from pathlib import Path
+from skrr_export.searching import SearchOptions, search_plans
+from skrr_export.search import calibration
+checkpoint, merged, prompts = sys.argv[1:]
+calibration.CHUNK_TOKENS = (40, 100)
+options = SearchOptions(
+    sparsities=(0.3,), method="laco", merged=Path(merged), reuse=True, prompts=json.loads(prompts), device="cpu"
+)
+[plan] = search_plans(checkpoint, options)
+print(plan.to_json())
+"""
+
+
+def test_two_processes_find_what_one_does(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = checkpoints["bert"]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(checkpoint), str(tmp_path / "merged"), json.dumps(PROMPTS)],
+            stdout=subprocess.PIPE,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+    plans = [Plan.from_json(process.communicate()[0].decode()) for process in processes]
+    [alone] = search(checkpoint, tmp_path / "alone", 0.3, reuse=True)
+    assert found(plans[0]) == found(plans[1]) == found(alone)
+    assert contents(tmp_path / "merged") == contents(tmp_path / "alone")
+
+
+# What is refused, and what is left then
+
+
+def test_the_merged_directory_belongs_to_this_method() -> None:
+    with pytest.raises(InputError) as caught:
+        SearchOptions(sparsities=(0.3,), method="laco")
+    assert str(caught.value) == "laco merges layers: name a directory for the merged checkpoint with --merged"
+    with pytest.raises(InputError) as caught:
+        SearchOptions(sparsities=(0.3,), method="shortgpt", merged=Path("merged"))
+    assert str(caught.value) == "shortgpt merges no layers; --merged is for --method laco"
+    with pytest.raises(InputError, match="laco drops whole layers by its definition"):
+        SearchOptions(sparsities=(0.3,), method="laco", merged=Path("merged"), granularity="sub-block")
+
+
+def refused(kind: type[SkrrError], *arguments: Any, **options: Any) -> str:
+    with pytest.raises(kind) as caught:
+        search(*arguments, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("sparsities", [(0.3,), (0.3, 0.16)])
+def test_nothing_is_replaced(sparsities: tuple[float, ...], tmp_path: Path) -> None:
+    """Which is noticed before anything else, such as that there is no checkpoint."""
+    taken = tmp_path / ("merged" if len(sparsities) == 1 else "merged-0.16")
+    taken.symlink_to(tmp_path / "nowhere")
+    words = refused(OutputError, "/absent", tmp_path / "merged", *sparsities)
+    assert words == f"{taken} exists; remove it, or choose another --merged"
+
+
+def test_a_place_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = refused(OutputError, "/absent", tmp_path / "file" / "merged", 0.3)
+    assert words.endswith(f"{tmp_path / 'file'} is not a directory that can be written to")
+
+
+def test_one_layer_stays(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    layer = SPARSITIES["bert"][-1] / 3
+    words = refused(PlanError, checkpoints["bert"], tmp_path / "merged", 4 * layer, max_prompts=1)
+    assert "cannot be reached: the nearest is" in words
+    assert not any(tmp_path.iterdir())
+    [plan] = search(checkpoints["bert"], tmp_path / "merged", 3 * layer, max_prompts=1)
+    assert plan.counts()["keep"] == 2
+
+
+def test_weights_that_overflow(tmp_path: Path) -> None:
+    checkpoint = t5_checkpoint(tmp_path / "t5", tokenizer=True)
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["encoder.block.1.layer.0.SelfAttention.o.weight"] *= math.inf
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    assert "overflow whatever is merged" in refused(InputError, checkpoint, tmp_path / "merged", 0.3)
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = laco.MergedWeights.stored
+
+    def full(self: laco.MergedWeights, name: str) -> torch.Tensor:
+        if name.endswith("final_layer_norm.weight"):
+            raise OSError(28, "No space left on device")
+        return stored(self, name)
+
+    journal = tmp_path / "journal"
+    with monkeypatch.context() as patch:
+        patch.setattr(laco.MergedWeights, "stored", full)
+        words = refused(OutputError, checkpoints["t5"], tmp_path / "merged", 0.3, journal=journal)
+    assert words == f"cannot write {tmp_path / 'merged'}: No space left on device; nothing was changed"
+    assert list(tmp_path.iterdir()) == [journal]
+    [plan] = search(checkpoints["t5"], tmp_path / "merged", 0.3, journal=journal, resume=True)
+    assert plan.provenance["merges"]
+
+
+def test_the_command(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    files = {"--prompts": "prompts.txt", "--merged": "merged", "-o": "plan.json"}
+    options = [word for name, file in files.items() for word in (name, str(tmp_path / file))]
+    line = [str(checkpoints["bert"]), "--method", "laco", "--sparsity", "0.3", "--device", "cpu", *options]
+    result = CliRunner().invoke(plan_search.command, line, catch_exceptions=False)
+    assert "2 merges: export merged under this plan" in result.output
+    [plan] = search(checkpoints["bert"], tmp_path / "other", 0.3)
+    assert found(Plan.load(tmp_path / "plan.json")) == found(plan)
+    assert contents(tmp_path / "merged") == contents(tmp_path / "other")
