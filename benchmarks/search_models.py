@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from checkpoints import Shape, write_checkpoint
 from safetensors.numpy import load_file, save_file
+
 from skrr_export.prompts import calibration_prompts
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ def scales(layers: int, seed: int = 0) -> list[tuple[float, float]]:
     """
     noise = np.random.default_rng([seed, layers]).normal(0, NOISE, (layers, 2))
     curve = [DEPTH_SPREAD * math.cos(2 * math.pi * (layer + 0.5) / layers) for layer in range(layers)]
-    return [(math.exp(base + first), math.exp(base + second)) for base, (first, second) in zip(curve, noise, strict=True)]
+    return [
+        (math.exp(base + first), math.exp(base + second)) for base, (first, second) in zip(curve, noise, strict=True)
+    ]
 
 
 def ensure_graded_checkpoint(directory: Path, shape: Shape, seed: int = 0) -> Path:

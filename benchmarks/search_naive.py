@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
+
 from skrr_export.encoders.eager import EagerEncoder
 from skrr_export.search.calibration import Chunk
-from torch import Tensor
 
 Positions = tuple[int | None, ...]
 """The unit that runs at each position; `None` skips it."""

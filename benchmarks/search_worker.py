@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer  # noqa: F401 - imported now, so that no search counts it
 from search_naive import NaiveLoop, Positions, reuse, skip_order
+from transformers import AutoConfig, AutoTokenizer  # noqa: F401 - imported now, so that no search counts it
+
 from skrr_export.checkpoint import open_checkpoint
 from skrr_export.encoders import parameter_shapes, recognise
 from skrr_export.encoders.eager import EagerEncoder, Weights, unit_parameters

@@ -40,7 +40,8 @@ BY_LAYER = ("shortgpt", "laco")
 DTYPES = ("fp32", "bf16")
 """Precisions to compute in; fp16 overflows in a T5."""
 
-_WEIGHTS_SHARE, _CACHE_SHARE = 0.3, 0.2  # of the free memory; the rest is for the mapped checkpoint and one chunk
+_SHARES = {"cpu": (0.3, 0.2), "cuda": (0.6, 0.2)}
+"""Of the free memory, what converted weights and hidden states may hold. A CPU also needs room for the mapped file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,11 +318,12 @@ def _search(job: _Job, journal: Journal, progress: Progress) -> Search:
     free = _free_bytes(device)
     cache_gb = job.options.cache_gb
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[job.dtype]
-    weights = Weights(job.checkpoint.tensors, device, dtype, budget_bytes=int(free * _WEIGHTS_SHARE))
+    weights_share, cache_share = _SHARES[device.type]
+    weights = Weights(job.checkpoint.tensors, device, dtype, budget_bytes=int(free * weights_share))
     engine = ActivationEngine(
         EagerEncoder(encoder, weights, device, masked=job.preset.masked),
         (job.calibration.null, *job.calibration.chunks),
-        int(free * _CACHE_SHARE if cache_gb is None else cache_gb * 1e9),
+        int(free * cache_share if cache_gb is None else cache_gb * 1e9),
     )
     space = Space(encoder.family, encoder.num_layers, unit_parameters(encoder), job.total_parameters)
     projection = None if job.projection is None else job.projection.to(device)

@@ -45,7 +45,10 @@ def provenance(search: Search, found: Found, wanted: float, terms: Terms, scale:
             {"unit": position, "source": unit, "before": _short(before), "D": _short(terms.value)}
             for position, unit, before in gains
         ],
-        "evaluations": {"sub_blocks": search.discrepancy.engine.evaluated, "naive": search.discrepancy.naive},
+        "evaluations": {
+            "sub_blocks": search.discrepancy.workers.total(search.discrepancy.engine.evaluated),
+            "naive": search.discrepancy.naive,
+        },
     }
 
 

@@ -40,6 +40,12 @@ class Workers:
         merged: Values = tensor.cpu().numpy()
         return merged
 
+    def total(self, count: int) -> int:
+        """The sum of every process's count."""
+        counts = np.zeros(self.size)
+        counts[self.rank] = count
+        return int(self.gather(counts).sum())
+
     def agree(self, value: Any) -> Any:
         """What the first process says, in all."""
         if self.size == 1:

@@ -63,10 +63,10 @@ def test_no_request_can_tell_whether_there_is_a_cache(family: str, masked: bool,
     requests = st.lists(
         st.tuples(st.integers(0, len(fresh.chunks) - 1), ARRANGEMENTS, st.integers(0, 2 * LAYERS)),
         min_size=1,
-        max_size=12,
+        max_size=8,
     )
 
-    @examples(40)
+    @examples(25)
     @given(budgets, requests)
     def check(budget: int, requests: list[tuple[int, Arrangement, int]]) -> None:
         tested = engine(checkpoint, budget, masked=masked)

@@ -107,7 +107,7 @@ def test_algorithm_1_in_a_pipeline_without_a_mask(preset: str, checkpoints: Chec
     compare(search(tested, 5, beam=2), expected)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_algorithm_1_on_other_weights(seed: int, checkpoints: Checkpoints, truths: Truths) -> None:
     tested = subject(checkpoints("t5", 3, seed))
     expected = naive.skip(truths("t5", 3, seed=seed), 6, tested.space.items("sub-block"), 3, 6)
@@ -149,12 +149,11 @@ def test_a_state_knows_every_d_on_its_way(checkpoints: Checkpoints, truths: Trut
         assert state.value == state.values[-1]
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 30_000])
-@pytest.mark.parametrize("reuse", [False, True])
+@pytest.mark.parametrize(("cache_bytes", "reuse"), [(0, False), (0, True), (30_000, True)])
 def test_memory_changes_no_bit(cache_bytes: int, reuse: bool, checkpoints: Checkpoints) -> None:
-    checkpoint = checkpoints("related t5", 4)
-    assert search(subject(checkpoint, cache_bytes=cache_bytes), 5, reuse=reuse) == search(
-        subject(checkpoint), 5, reuse=reuse
+    checkpoint = checkpoints("related t5", 3)
+    assert search(subject(checkpoint, cache_bytes=cache_bytes), 4, reuse=reuse) == search(
+        subject(checkpoint), 4, reuse=reuse
     )
 
 
@@ -194,11 +193,8 @@ def test_the_null_prompt_decides(checkpoints: Checkpoints, truths: Truths) -> No
     assert choices[True] != choices[False]
 
 
-@pytest.mark.parametrize("seed", [4, 5])
-def test_a_beam_that_holds_everything_is_an_exhaustive_search(
-    seed: int, checkpoints: Checkpoints, truths: Truths
-) -> None:
-    tested, truth = subject(checkpoints("t5", 3, seed)), truths("t5", 3, seed=seed)
+def test_a_beam_that_holds_everything_is_an_exhaustive_search(checkpoints: Checkpoints, truths: Truths) -> None:
+    tested, truth = subject(checkpoints("t5", 3, 1)), truths("t5", 3, seed=1)
     for count, step in enumerate(search(tested, 6, beam=64), start=1):
         subsets = itertools.combinations(range(6), count)
         values = {subset: truth(naive.without(6, [(unit,) for unit in subset])) for subset in subsets}
@@ -208,7 +204,7 @@ def test_a_beam_that_holds_everything_is_an_exhaustive_search(
 
 def test_a_set_of_units_is_in_the_beam_once(checkpoints: Checkpoints) -> None:
     for reuse in (False, True):
-        for step in search(subject(checkpoints("related t5", 4)), 5, beam=6, reuse=reuse):
+        for step in search(subject(checkpoints("related t5", 4)), 3, beam=6, reuse=reuse):
             sets = [frozenset(state.order) for state in step.beam]
             assert len(set(sets)) == len(sets) == 6
 

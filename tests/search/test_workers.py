@@ -48,6 +48,7 @@ def test_a_process_alone_says_and_hears_itself() -> None:
     assert workers.gather(values) is values
     said = {"anything": object()}
     assert workers.agree(said) is said
+    assert workers.total(7) == 7
     workers.leave()
     assert not torch.distributed.is_initialized()
 
@@ -153,7 +154,8 @@ values = np.array(json.loads(sys.argv[1]))
 share = np.where(np.arange(len(values)) % 2 == workers.rank, values, 0.0)
 merged = workers.gather(share)
 agreed = workers.agree({"rank": workers.rank, "values": (1, None, "é")})
-print(json.dumps([workers.rank, workers.size, [value.hex() for value in merged.tolist()], agreed]), flush=True)
+total = workers.total(3 + workers.rank)
+print(json.dumps([workers.rank, workers.size, [value.hex() for value in merged.tolist()], agreed, total]), flush=True)
 if workers.rank == 1:
     try:
         workers.agree(None)
@@ -194,6 +196,7 @@ def test_two_processes_merge_numbers_exactly_and_notice_when_one_ends() -> None:
             2,
             [value.hex() for value in values],
             {"rank": 0, "values": [1, None, "é"]},
+            7,
         ]
     assert lines[0][1:] == []
     (complaint,) = lines[1][1:]
