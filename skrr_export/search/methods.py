@@ -130,7 +130,7 @@ def _skrr_plus(search: Search) -> list[Found]:
             REUSE: list(zip(search.space.sparsities(best.order), best.values, strict=True)),
         }
         joint = Found(best.arrangement, best.order, best.value, curves, tuple(steps[: len(best.order)]))
-        ours = _swept(search, joint, "skrr+, swept")
+        ours = _swept(search, joint, f"skrr+ for {wanted}, swept")
         found.append(_exchanged(search, min(theirs, ours, key=lambda each: each.value), wanted))
     return found
 

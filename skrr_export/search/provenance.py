@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from skrr_export.errors import InputError
 from skrr_export.search.beam import Step
 from skrr_export.search.discrepancy import Terms
 from skrr_export.search.methods import REUSE, Found, Search, gains_of
@@ -21,7 +23,12 @@ def provenance(search: Search, found: Found, wanted: float, terms: Terms, scale:
         wanted: the sparsity that was asked for.
         terms: of its D.
         scale: mean square of the dense embeddings where D is taken.
+
+    Raises:
+        InputError: D is not finite.
     """
+    if not math.isfinite(terms.value):
+        raise InputError(f"the embeddings of the plan for sparsity {wanted:.1%} overflow; try --dtype fp32, or less")
     reached = search.space.sparsity(found.arrangement)
     gains = gains_of(search, found)
     curves = {name: list(curve) for name, curve in found.curves.items()}
@@ -38,12 +45,14 @@ def provenance(search: Search, found: Found, wanted: float, terms: Terms, scale:
         "order": [unit for item in found.order for unit in item],
         **({"merges": [[merge.layer, list(merge.merged)] for merge in found.merges]} if found.merges else {}),
         "curves": [
-            {"name": name, "points": [[_short(x), _short(y)] for x, y in curve]} for name, curve in curves.items()
+            {"name": name, "points": [[_short(x), _short(y)] for x, y in curve if math.isfinite(y)]}
+            for name, curve in curves.items()
         ],
         "steps": [_step(step, index) for index, step in enumerate(found.steps)],
         "reuses": [
             {"unit": position, "source": unit, "before": _short(before), "D": _short(terms.value)}
             for position, unit, before in gains
+            if math.isfinite(before)  # a place that must not stay empty has no gain that a number could tell
         ],
         "evaluations": {
             "sub_blocks": search.discrepancy.workers.total(search.discrepancy.engine.evaluated),

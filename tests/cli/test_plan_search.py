@@ -163,9 +163,9 @@ def test_every_method_makes_a_plan_that_fits(
 @pytest.mark.parametrize(
     ("options", "sparsity"),
     [
-        (["--method", "skrr"], 0.08),
-        (["--method", "skrr+", "--beam", 1, "--granularity", "layer"], 0.05),
-        (["--method", "finercut", "--reuse"], 0.1),
+        (["--method", "skrr"], 0.05),
+        (["--method", "skrr+", "--beam", 1, "--granularity", "layer"], 0.03),
+        (["--method", "finercut", "--reuse"], 0.06),
         (["--method", "shortgpt"], 0.3),
         (["--method", "uniform"], 0.5),
         (["--method", "random", "--seed", 3], 0.5),
@@ -888,7 +888,7 @@ LONG = [f"{number} {'a long prompt ' * (12 + number)}" for number in range(7)]
 
 
 def test_two_processes_find_the_plan_of_one(run: Run, folder: Path, t5: Path) -> None:
-    """By `skrr+`, which holds every other search; one writes and speaks, and goes on with the journal of one process."""
+    """By `skrr+`, which holds every other search; one of the two writes and speaks. They go on with one's journal."""
     (folder / "prompts.txt").write_text("\n".join(LONG))
     line = arguments(t5, "--method", "skrr+", sparsity="0.3,0.45")
     printed = answer(run, *line)["plans"]
@@ -932,6 +932,6 @@ def test_two_processes_end_together(folder: Path, t5: Path) -> None:
     errors = [words for words in process.stderr.splitlines() if words.startswith("error: ")]
     assert f"error: cannot write {JOURNAL}: File too large; nothing was changed" in errors
     assert "exitcode  : 2" in process.stderr
-    assert "[rank" not in process.stderr  # which stands before each line of a traceback of one of the two
+    assert "]: Traceback" not in process.stderr  # as of `[rank1]: Traceback`; torchrun has one of its own
     assert names(folder) == [JOURNAL]
     assert (folder / JOURNAL).read_bytes().count(b"\n") >= 2  # with which the search goes on

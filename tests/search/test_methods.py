@@ -275,15 +275,10 @@ def _forgetful(journal: Journal, name: str, decide: Callable[[], Any]) -> Any:
     return value
 
 
-SHARED_NAME = pytest.mark.xfail(
-    strict=True, reason="'skrr+, swept at 5' is asked of two arrangements, where two sparsities take as many drops"
-)
-
-
 @pytest.mark.parametrize(
     ("family", "method"),
     [
-        pytest.param("deep t5", "skrr+", marks=SHARED_NAME),
+        ("deep t5", "skrr+"),
         ("deep t5", "skrr"),
         ("deep t5", "finercut"),
         ("bert", "skrr+"),
@@ -427,7 +422,6 @@ def test_a_search_goes_round_what_overflows(overflowing: Path) -> None:
             assert value(plan) == pytest.approx(truth(arrangement_of(plan)), rel=TOLERANCE)
 
 
-@pytest.mark.xfail(strict=True, reason="a curve's point, or D itself, is written as Infinity, which no plan may hold")
 def test_a_plan_that_overflows_can_be_read_or_is_refused(overflowing: Path) -> None:
     try:
         plans = search(overflowing, 0.4, method="random")
