@@ -72,8 +72,7 @@ def run_method(search: Search, method: str) -> list[Found]:
     Raises:
         PlanError: a sparsity cannot be reached.
     """
-    droppable = search.items[1:] if method == "laco" else search.items  # LaCo's last merge is into the first layer
-    everything = search.space.sparsities(droppable)
+    everything = search.space.sparsities(search.items)
     for wanted in search.wanted:
         units_needed(everything, wanted)  # or the search would find out at its very end
     if method == "skrr+":
@@ -169,7 +168,7 @@ def _laco(search: Search) -> list[Found]:
     space, engine, until = search.space, search.discrepancy.engine, max(search.wanted)
     weights = MergedWeights(engine.encoder.encoder, engine.encoder.weights, engine.cache)
     engine.encoder.weights = weights  # from here on it also runs merged layers
-    needed = units_needed(space.sparsities(search.items[1:]), until)
+    needed = units_needed(space.sparsities(search.items[1:]), until)  # the first layer stays, to take the others in
     merges = collapse(
         search.plain,
         weights,

@@ -218,14 +218,16 @@ def arrangement(sources: reference.Sources) -> naive.Arrangement:
     ids=str,
 )
 def test_the_merges_are_those_of_the_walk(
-    case: tuple[str, int, int], checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: tuple[str, int, int], request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step of 200 hundredths accepts everything at once."""
+    """A step of 200 hundredths accepts everything at once. A projection changes D, and no cosine."""
     family, combined, step = case
+    checkpoints = request.getfixturevalue("checkpoints")
+    denoiser = request.getfixturevalue("denoiser") if family == "t5" else None
     monkeypatch.setattr(laco, "COMBINED", combined)
     monkeypatch.setattr(laco, "STEP", step / 100)
     checkpoint, layers, journal = checkpoints[family], LAYERS[family], tmp_path / "journal"
-    [plan] = search(checkpoint, tmp_path / "merged", SPARSITIES[family][-1], journal=journal)
+    [plan] = search(checkpoint, tmp_path / "merged", SPARSITIES[family][-1], journal=journal, denoiser=denoiser)
     walk = Walk(checkpoint, layers, tmp_path)
     expected = walk.merges(3, combined=combined, step=step)
     ours = {cosine for name, values in records(journal) if "cosines" in name for cosine in values}
@@ -407,10 +409,13 @@ def test_two_processes_find_what_one_does(
     other = subprocess.Popen(
         command, stdout=subprocess.PIPE, env={**os.environ, **shared, "RANK": "1", "LOCAL_RANK": "1"}
     )
-    for name, value in {**shared, "RANK": "0", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    [here] = search(checkpoint, merged, 0.3, reuse=True, journal=tmp_path / "merged.journal")
-    there = Plan.from_json(other.communicate()[0].decode())
+    try:
+        for name, value in {**shared, "RANK": "0", "LOCAL_RANK": "0"}.items():
+            monkeypatch.setenv(name, value)
+        [here] = search(checkpoint, merged, 0.3, reuse=True, journal=tmp_path / "merged.journal")
+        there = Plan.from_json(other.communicate(timeout=60)[0].decode())
+    finally:
+        other.kill()
     assert found(here) == found(there) == found(alone)
     assert contents(merged) == contents(tmp_path / "alone")
     assert (tmp_path / "merged.journal").read_bytes() == (tmp_path / "alone.journal").read_bytes()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -422,10 +423,20 @@ def test_a_search_goes_round_what_overflows(overflowing: Path) -> None:
             assert value(plan) == pytest.approx(truth(arrangement_of(plan)), rel=TOLERANCE)
 
 
-def test_a_plan_that_overflows_can_be_read_or_is_refused(overflowing: Path) -> None:
-    try:
-        plans = search(overflowing, 0.4, method="random")
-    except InputError:
-        return
-    for plan in plans:
+def test_a_plan_that_overflows_is_refused_and_one_that_did_on_the_way_is_not(overflowing: Path) -> None:
+    truth = Truth(overflowing, PROMPTS, KINDS["masked"])
+    outcomes = set()
+    for seed in range(10):
+        try:
+            [plan] = search(overflowing, 0.4, method="random", seed=seed)
+        except InputError as error:
+            outcomes.add("refused" if "overflow" in str(error) else str(error))
+            continue
         assert Plan.from_json(plan.to_json()) == plan
+        order = plan.provenance["order"]
+        values = [truth(naive.without(6, [(unit,) for unit in order[: at + 1]])) for at in range(len(order))]
+        finite = [each for each in values if math.isfinite(each)]
+        [curve] = plan.provenance["curves"]
+        assert [d for _, d in curve["points"]] == pytest.approx(finite, rel=TOLERANCE)
+        outcomes.add("finite" if finite == values else "finite again")
+    assert outcomes == {"refused", "finite", "finite again"}
