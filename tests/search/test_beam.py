@@ -157,6 +157,28 @@ def test_memory_changes_no_bit(cache_bytes: int, reuse: bool, checkpoints: Check
     )
 
 
+def test_what_candidates_share_is_computed_once_and_nothing_else_is_kept(checkpoints: Checkpoints) -> None:
+    """On a single chunk: counted by hand, and looked up where the states are kept."""
+    tested = subject(checkpoints("t5", 4), prompts=PROMPTS[:1], null=False)
+    [_, chunk] = tested.engine.chunks
+    steps = search(tested, 3, beam=1)
+    dense = tuple(range(8))
+    known = {dense[:length] for length in range(9)}
+    computed, before = 8, dense
+    for step in steps:
+        for unit in before:
+            at = before.index(unit)
+            sequence = before[:at] + before[at + 1 :]
+            computed += len(sequence) - max(length for length in range(8) if sequence[:length] in known)
+            known |= {sequence[:length] for length in range(at + 1)}
+        before = executed(step.beam[0].arrangement)
+    assert tested.engine.evaluated == computed * chunk.size
+    for unit in dense:  # of what comes after a drop, only what the next step found itself is there
+        sequence = dense[:unit] + dense[unit + 1 :]
+        for length in range(1, 8):
+            assert (tested.engine.cache.get((1, sequence[:length])) is not None) == (sequence[:length] in known)
+
+
 def _identity(layer: int) -> Callable[[dict[str, torch.Tensor]], None]:
     """T5 is pre-norm: a sub-block whose output projection is zero adds nothing."""
 

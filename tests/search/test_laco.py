@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,35 +97,39 @@ def records(journal: Path) -> list[tuple[str, Any]]:
 # The truth
 
 
-def linear_maps(checkpoint: Path) -> tuple[Any, Callable[[int], dict[str, str]]]:
-    """transformers' model; and for each layer, by a name without its number, the tensors that merges change."""
+Weights = dict[str, torch.Tensor]
+
+
+@cache
+def opened(checkpoint: Path) -> tuple[Weights, Callable[[int], dict[str, str]]]:
+    """The weights as transformers has them; and for a layer those that merges change, by names without its number."""
     from transformers import AutoConfig, BertModel, T5EncoderModel
 
     family = AutoConfig.from_pretrained(checkpoint).model_type
     model = {"t5": T5EncoderModel, "bert": BertModel}[family].from_pretrained(checkpoint, dtype="auto")
     root = {"t5": "encoder.block.{}.", "bert": "encoder.layer.{}."}[family]
     modules = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    names = [name for name in model.state_dict() if name.rpartition(".")[0] in modules]
+    weights = {name: value for name, value in model.state_dict().items() if name != "encoder.embed_tokens.weight"}
 
     def of(layer: int) -> dict[str, str]:
         here = root.format(layer)
-        return {name.removeprefix(here): name for name in names if name.startswith(here)}
+        names = [name for name in weights if name.startswith(here) and name.rpartition(".")[0] in modules]
+        return {name.removeprefix(here): name for name in names}
 
-    return model, of
+    return weights, of
 
 
 def by_formula(checkpoint: Path, merges: Merges, directory: Path) -> Path:
-    """Save the merged model, as transformers does: each merge on what the merges before it left."""
-    model, of = linear_maps(checkpoint)
-    stored = model.state_dict()
+    """Save the merged model, each merge made on what the merges before it left."""
+    stored, of = opened(checkpoint)
     weights = {name: value.double() for name, value in stored.items()}
     for layer, merged in merges:
         for name, here in of(layer).items():
             own = weights[here]
             weights[here] = own + sum(weights[of(other)[name]] - own for other in merged)
-    model.load_state_dict({name: value.to(stored[name].dtype) for name, value in weights.items()})
     shutil.copytree(checkpoint, directory, ignore=shutil.ignore_patterns("*.safetensors*"))
-    model.save_pretrained(directory)
+    rounded = {name: value.to(stored[name].dtype) for name, value in weights.items()}
+    save_file(rounded, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
 
@@ -188,13 +193,11 @@ def truth(checkpoint: Path, merged: Path, **options: Any) -> naive.Truth:
 
 def check_tensors(checkpoint: Path, merges: Merges, merged: Path, folder: Path) -> None:
     """The merged checkpoint holds the formula's tensors, the encoder's other ones as they were, and no others."""
-    model, of = linear_maps(checkpoint)
-    formula, _ = linear_maps(by_formula(checkpoint, merges, folder))
+    before, of = opened(checkpoint)
+    expected = load_file(by_formula(checkpoint, merges, folder) / "model.safetensors")
     changed = {name for layer, _ in merges for name in of(layer).values() if layer not in gone(merges)}
-    before, expected = model.state_dict(), formula.state_dict()
     written = {name: value for name, value in load_file(merged / "model.safetensors").items() if name[:5] != "_pad."}
-    foreign = {name for name in before if name.startswith("pooler.") or name == "encoder.embed_tokens.weight"}
-    assert written.keys() == before.keys() - foreign
+    assert written.keys() == {name for name in before if not name.startswith("pooler.")}
     assert changed <= written.keys()
     for name, value in written.items():
         assert value.dtype == before[name].dtype
@@ -214,22 +217,30 @@ def arrangement(sources: reference.Sources) -> naive.Arrangement:
 
 @pytest.mark.parametrize(
     "case",
-    [("t5", 2, 1), ("t5", 3, 1), ("t5", 2, 200), ("t5", 4, 200), ("bert", 2, 1), ("bert", 3, 1), ("bert", 2, 20)],
+    [
+        ("t5", 3, 2, 1),
+        ("t5", 3, 3, 1),
+        ("t5", 5, 2, 200),
+        ("t5", 5, 4, 200),
+        ("bert", 3, 2, 1),
+        ("bert", 3, 3, 1),
+        ("bert", 3, 2, 20),
+    ],
     ids=str,
 )
 def test_the_merges_are_those_of_the_walk(
-    case: tuple[str, int, int], request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: tuple[str, int, int, int], request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step of 200 hundredths accepts everything at once. A projection changes D, and no cosine."""
-    family, combined, step = case
+    family, count, combined, step = case
     checkpoints = request.getfixturevalue("checkpoints")
     denoiser = request.getfixturevalue("denoiser") if family == "t5" else None
     monkeypatch.setattr(laco, "COMBINED", combined)
     monkeypatch.setattr(laco, "STEP", step / 100)
     checkpoint, layers, journal = checkpoints[family], LAYERS[family], tmp_path / "journal"
-    [plan] = search(checkpoint, tmp_path / "merged", SPARSITIES[family][-1], journal=journal, denoiser=denoiser)
+    [plan] = search(checkpoint, tmp_path / "merged", count * SPARSITIES[family][0], journal=journal, denoiser=denoiser)
     walk = Walk(checkpoint, layers, tmp_path)
-    expected = walk.merges(3, combined=combined, step=step)
+    expected = walk.merges(count, combined=combined, step=step)
     ours = {cosine for name, values in records(journal) if "cosines" in name for cosine in values}
     for cosine in walk.cosines.values():
         assert min(abs(cosine - each) for each in ours) < 1e-5

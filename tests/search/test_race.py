@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from skrr_export.search.discrepancy import Candidate
 from skrr_export.search.race import SCOUTS, Finish, race
+from tests.bundles import examples
 
 INF = math.inf
 
@@ -110,6 +111,7 @@ def tables(draw: st.DrawFn, share: st.SearchStrategy[float]) -> np.ndarray:
     return np.asarray(rows, float)
 
 
+@examples(300)
 @given(
     shares=st.one_of(tables(EIGHTHS), tables(ANY_SHARE)),
     keep=st.integers(1, 4),
@@ -187,6 +189,30 @@ def test_of_a_group_one_is_enough() -> None:
     finishes = check(table, groups, 3, INF)
     assert [finish.whole for finish in finishes] == 5 * [True] + 7 * [False]
     assert best([(finish.bound, finish.whole) for finish in finishes], groups, 3, INF) == [0, 3, 4]
+
+
+TURNING = np.asarray(
+    [
+        [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],  # the best, which looks worse than the next until the third chunk
+        [0.5, 0.5, 1.0, 1.0, 1.0, 1.0],
+        [1.0, 1.0, 3.0, 3.0, 3.0, 3.0],  # looks good, and is not
+        [2.0, 2.0, 2.0, 0.5, 0.5, 0.5],
+    ]
+)
+
+
+def test_two_of_a_group_do_not_shut_out_another_group() -> None:
+    """Both of the first group are measured whole before the third group, which is the second best, has shown itself."""
+    finishes = check(Table(TURNING), ["a", "a", "b", "c"], 2, INF)
+    assert [finish.whole for finish in finishes] == 4 * [True]
+    assert best([(finish.bound, finish.whole) for finish in finishes], ["a", "a", "b", "c"], 2, INF) == [0, 3]
+
+
+def test_the_best_of_a_group_sets_the_threshold() -> None:
+    table = Table(np.vstack([TURNING[:2], [1.5, 1.5, 0.1, 0.1, 0.1, 0.1]]))
+    finishes = check(table, ["a", "a", "b"], 1, INF)
+    assert [finish.whole for finish in finishes] == [True, True, False]
+    assert finishes[2].bound == math.fsum([1.5, 1.5, 0.1])  # above 2.0, the D of the group's best, though below 5.0
 
 
 def test_whoever_is_not_below_is_given_up_at_once() -> None:
