@@ -44,8 +44,8 @@ METHODS: Mapping[str, dict[str, Any]] = {
 }
 """By the name in the tables, what is asked for."""
 COLUMNS = (
-    "method", "reached", "of sub-blocks", "re-used", "D, calibration", "D, held out", "/ skrr+", "of it null",
-    "cosine", "least cosine",
+    "method", "reached", "of sub-blocks", "re-used", "D, calibration", "D, held out", "/ skrr+", "on prompts",
+    "on null", "cosine", "least cosine",
 )  # fmt: skip
 _AGREES = 1e-3  # relative; a plan has six digits of its D, and a merged checkpoint other roundings
 
@@ -162,6 +162,7 @@ def table_rows(entries: Sequence[Entry], share: float, in_sub_blocks: float) -> 
                 f"{statistics.mean(entry.calibration):.4g}",
                 f"{entry.discrepancy:.4g}",
                 f"{entry.discrepancy / best:.2f}",
+                f"{statistics.mean(each.discrepancy - each.null for each in entry.held_out):.4g}",
                 f"{statistics.mean(each.null for each in entry.held_out):.4g}",
                 f"{statistics.mean(each.cosine for each in entry.held_out):.4f}",
                 f"{min(each.least for each in entry.held_out):.4f}",
@@ -244,7 +245,7 @@ def _print_plans(
         notes = (
             f"Calibrated on {seen.prompts} shipped prompts ({seen.tokens:,} tokens), judged on {unseen.prompts} others "
             f"({unseen.tokens:,}).\n"
-            "D: mean squared error of the embeddings plus that on the null prompt; "
+            "D: mean squared error of the embeddings on the prompts, plus that on the null prompt; "
             f"the dense embeddings' mean square is {scale:.4g}.\n"
             "Methods that drop whole layers reach more than is wanted: compare what is reached.\n"
             "Cosine: of a token's dense and planned embeddings, mean and least over all tokens of the held-out prompts."

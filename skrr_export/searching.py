@@ -323,7 +323,7 @@ def _search(job: _Job, journal: Journal, progress: Progress) -> Search:
     engine = ActivationEngine(
         EagerEncoder(encoder, weights, device, masked=job.preset.masked),
         (job.calibration.null, *job.calibration.chunks),
-        int(free * cache_share if cache_gb is None else cache_gb * 1e9),
+        int(free * cache_share if cache_gb is None else min(cache_gb * 1e9, 1e18)),
     )
     space = Space(encoder.family, encoder.num_layers, unit_parameters(encoder), job.total_parameters)
     projection = None if job.projection is None else job.projection.to(device)

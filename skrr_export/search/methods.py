@@ -237,7 +237,8 @@ def _refilled(search: Search, found: Found, name: str, reuse: Reuse) -> Found:
     if reuse == "no":
         return found
     if reuse == "every":
-        return _swept(search, found, f"{name}, swept")
+        # From Algorithm 2's result on, so that it never ends with a larger D.
+        return _swept(search, _refilled(search, found, name, "nearest"), f"{name}, swept")
     name = f"{name}, re-use"
     positions = [unit for item in found.order for unit in item]
     arrangement, value = fill(

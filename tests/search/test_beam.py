@@ -157,28 +157,6 @@ def test_memory_changes_no_bit(cache_bytes: int, reuse: bool, checkpoints: Check
     )
 
 
-def test_what_candidates_share_is_computed_once_and_nothing_else_is_kept(checkpoints: Checkpoints) -> None:
-    """On a single chunk: counted by hand, and looked up where the states are kept."""
-    tested = subject(checkpoints("t5", 4), prompts=PROMPTS[:1], null=False)
-    [_, chunk] = tested.engine.chunks
-    steps = search(tested, 3, beam=1)
-    dense = tuple(range(8))
-    known = {dense[:length] for length in range(9)}
-    computed, before = 8, dense
-    for step in steps:
-        for unit in before:
-            at = before.index(unit)
-            sequence = before[:at] + before[at + 1 :]
-            computed += len(sequence) - max(length for length in range(8) if sequence[:length] in known)
-            known |= {sequence[:length] for length in range(at + 1)}
-        before = executed(step.beam[0].arrangement)
-    assert tested.engine.evaluated == computed * chunk.size
-    for unit in dense:  # of what comes after a drop, only what the next step found itself is there
-        sequence = dense[:unit] + dense[unit + 1 :]
-        for length in range(1, 8):
-            assert (tested.engine.cache.get((1, sequence[:length])) is not None) == (sequence[:length] in known)
-
-
 def _identity(layer: int) -> Callable[[dict[str, torch.Tensor]], None]:
     """T5 is pre-norm: a sub-block whose output projection is zero adds nothing."""
 
@@ -251,6 +229,29 @@ def _extensions_by_hand(state: State, items: list[Item]) -> Iterator[tuple[Item,
                         for unit in state.arrangement
                     ),
                 )  # fmt: skip
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_what_candidates_share_is_computed_once_and_nothing_else_is_kept(reuse: bool, checkpoints: Checkpoints) -> None:
+    """On a single chunk: counted by hand, and looked up where the states are kept."""
+    tested = subject(checkpoints("related t5", 4), prompts=PROMPTS[:1], null=False)
+    [_, chunk] = tested.engine.chunks
+    steps = search(tested, 3, beam=1, reuse=reuse)
+    kept_states = {tuple(range(length)) for length in range(9)}  # the dense encoder's own
+    computed, state, ran = 8, State(tested.space.dense, (), ()), set()
+    for step in steps:
+        for item, arrangement in _extensions_by_hand(state, tested.space.items("sub-block")):
+            if not reuse and arrangement[item[0]] is not None:
+                continue
+            sequence = executed(arrangement)
+            computed += len(sequence) - max(n for n in range(len(sequence) + 1) if sequence[:n] in kept_states)
+            fork = next(at for at in range(8) if arrangement[at] != state.arrangement[at])
+            shared = executed(arrangement[:fork])
+            kept_states |= {shared[:length] for length in range(len(shared) + 1)}
+            ran |= {sequence[:length] for length in range(1, len(sequence) + 1)}
+        [state] = step.beam
+    assert tested.engine.evaluated == computed * chunk.size
+    assert {each for each in ran if tested.engine.cache.get((1, each)) is not None} == kept_states & ran
 
 
 @pytest.mark.parametrize("grain", ["sub-block", "layer"])
