@@ -53,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     xxl = parser.add_argument_group("xxl")
     xxl.add_argument("--prompts", type=positive, default=PROMPTS, help="to calibrate on (default: %(default)s)")
     xxl.add_argument("--dtypes", type=names, default=("bf16",), metavar="NAMES", help="of bf16,fp32 (default: bf16)")
+    xxl.add_argument("--short", action="store_true", help="prompts of a dozen tokens; default: captions of about 180")
     xxl.add_argument("--estimate", action="store_true", help="only measure one forward, and say what the job will take")
     return parser.parse_args()
 
@@ -70,7 +71,12 @@ def main() -> None:
                 records, found = measure_quality(work, arguments.threads, arguments.held_out)
             else:
                 records, found = measure_xxl(
-                    work, arguments.threads, arguments.prompts, arguments.dtypes, estimate=arguments.estimate
+                    work,
+                    arguments.threads,
+                    arguments.prompts,
+                    arguments.dtypes,
+                    short=arguments.short,
+                    estimate=arguments.estimate,
                 )
             write_records(work / f"search-{part}.json", f"search-{part}", records)
             wrong += found

@@ -15,13 +15,13 @@ from report import machine_line, print_table
 from search_models import write_tokenizer
 from search_speed import answer, worker, write_prompts
 
-from skrr_export.prompts import default_prompts
+from skrr_export.prompts import calibration_prompts, default_prompts
 
 ORDER, SPARSITY = "pixart-sigma", 0.419
 DTYPES = ("bf16", "fp32")
 PROMPTS, TRIAL_PROMPTS = 16, 2
-BYTES = (20, 100)
-"""Of a prompt: least and most. Two cores take a second for a dozen tokens, so captions would take hours."""
+SHORT = (20, 100)
+"""Bytes of a short prompt: least and most."""
 COLUMNS = (
     "computed in", "prompts", "tokens", "wall s", "cpu s", "peak RSS MiB", "peak anonymous MiB", "evaluations",
     "in forwards", "skips", "re-uses", "sparsity", "D: skips", "with re-use",
@@ -52,12 +52,6 @@ class Job:
         return work
 
 
-def choose_prompts(count: int) -> list[str]:
-    """The first shipped prompts of a suitable length."""
-    least, most = BYTES
-    return [prompt for prompt in default_prompts() if least <= len(prompt.encode()) <= most][:count]
-
-
 @dataclass(frozen=True, slots=True)
 class Files:
     """What every job works on."""
@@ -65,10 +59,15 @@ class Files:
     work: Path
     checkpoint: Path
     tokenizer: Path
+    short: bool
+    """Whether prompts are short, or captions of about 180 tokens as the paper calibrates on."""
 
     def prompts(self, count: int) -> Path:
-        """A file of that many prompts."""
-        return write_prompts(self.work / "search" / f"prompts-{count}.txt", choose_prompts(count))
+        """A file of the first so many shipped prompts of the kind."""
+        least, most = SHORT
+        short = (prompt for prompt in default_prompts() if least <= len(prompt.encode()) <= most)
+        texts = list(short if self.short else calibration_prompts())[:count]
+        return write_prompts(self.work / "search" / f"xxl-prompts-{count}.txt", texts)
 
 
 def run_job(files: Files, dtype: str, count: int, threads: int) -> Job:
@@ -108,7 +107,7 @@ def table_row(job: Job) -> list[str]:
 
 
 def measure_xxl(
-    work: Path, threads: int, prompts: int, dtypes: tuple[str, ...], *, estimate: bool
+    work: Path, threads: int, prompts: int, dtypes: tuple[str, ...], *, short: bool, estimate: bool
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Run the job in each precision, or on two prompts only and say what it would take; print tables.
 
@@ -117,7 +116,7 @@ def measure_xxl(
     """
     shape = SHAPES["xxl"]
     checkpoint = ensure_checkpoint(work / "checkpoints" / "xxl", shape)
-    files = Files(work, checkpoint, write_tokenizer(work / "search" / "tokenizer"))
+    files = Files(work, checkpoint, write_tokenizer(work / "search" / "tokenizer"), short)
     count = TRIAL_PROMPTS if estimate else prompts
     jobs = []
     for dtype in dtypes:

@@ -5,6 +5,7 @@ Nothing is loaded here: a checkpoint is its configuration and, for each tensor, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -74,6 +75,27 @@ def find_tokenizer(root: Path, directory: Path, subfolder: str | None) -> Path |
         if any((candidate / name).is_file() for name in TOKENIZER_FILES if name != "special_tokens_map.json"):
             return candidate
     return None
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """A digest that tells checkpoints apart, of the configuration, and of every tensor's name, type, shape and ends.
+
+    Nothing is read whole.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    digest = hashlib.sha256(repr(sorted(checkpoint.config.items())).encode())
+    try:
+        for name, tensor in sorted(checkpoint.tensors.items()):
+            digest.update(f"{name} {tensor.code} {tensor.shape}".encode())
+            with tensor.file.open("rb") as file:
+                for offset in (tensor.offset, max(tensor.offset, tensor.offset + tensor.nbytes - 64)):
+                    file.seek(offset)
+                    digest.update(file.read(min(64, tensor.nbytes)))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def _download(model_id: str, subfolder: str | None) -> Path:

@@ -87,6 +87,7 @@ class _Job:
     dtype: DType
     layout: Layout
     options: ExportOptions
+    warnings: tuple[str, ...]
 
 
 def export_checkpoint(
@@ -126,7 +127,7 @@ def export_checkpoint(
         stage.write(MANIFEST, manifest.to_json().encode())
         progress("flushing to disk", baked.nbytes, baked.nbytes)
     dense_nbytes = manifest.total_parameters * manifest.dtype.itemsize
-    return Exported(Bundle(Path(output), manifest), baked.warnings, dense_nbytes)
+    return Exported(Bundle(Path(output), manifest), (*job.warnings, *baked.warnings), dense_nbytes)
 
 
 def _prepare(location: str | Path, options: ExportOptions) -> _Job:
@@ -137,7 +138,7 @@ def _prepare(location: str | Path, options: ExportOptions) -> _Job:
         checkpoint = replace(checkpoint, tokenizer=options.tokenizer)
 
     from skrr_export.bake import weights_layout
-    from skrr_export.encoders import recognise, select
+    from skrr_export.encoders import recognise, select, wrong_weights
 
     encoder = recognise(checkpoint)
     plan = options.plan or Plan.identity(encoder.family, encoder.num_layers)
@@ -150,7 +151,9 @@ def _prepare(location: str | Path, options: ExportOptions) -> _Job:
     own = READABLE[selection.tensors[0].code]
     dtype = bakeable(options.dtype or (own.name if own.name in BAKEABLE else FP32.name))
     layout = weights_layout(selection.tensors, dtype, Path(WEIGHTS))
-    return _Job(checkpoint, encoder, plan, selection, preset, dtype, layout, options)
+    wrong = wrong_weights(plan, checkpoint)
+    warnings = () if wrong is None else (wrong,)
+    return _Job(checkpoint, encoder, plan, selection, preset, dtype, layout, options, warnings)
 
 
 def _graph(job: _Job) -> bytes:

@@ -6,7 +6,6 @@ the options have been found in order.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from skrr_export.checkpoint import Checkpoint, find_tokenizer, open_checkpoint
-from skrr_export.errors import CheckpointError, InputError, OutputError
+from skrr_export.checkpoint import Checkpoint, find_tokenizer, fingerprint, open_checkpoint
+from skrr_export.errors import InputError, OutputError
 from skrr_export.pipelines import Preset, find_preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
@@ -259,7 +258,7 @@ def _prepared(
             projection=projection,
             dtype=dtype,
             total_parameters=selection.total_parameters,
-            fingerprint=_fingerprint(checkpoint),
+            fingerprint=fingerprint(checkpoint),
         )
     finally:
         workers.leave()
@@ -362,21 +361,6 @@ def _free_bytes(device: Any) -> int:
     return available // siblings
 
 
-def _fingerprint(checkpoint: Checkpoint) -> str:
-    """Tells checkpoints apart without reading them whole: names, types, shapes, and both ends of every tensor."""
-    digest = hashlib.sha256(repr(sorted(checkpoint.config.items())).encode())
-    try:
-        for name, tensor in sorted(checkpoint.tensors.items()):
-            digest.update(f"{name} {tensor.code} {tensor.shape}".encode())
-            with tensor.file.open("rb") as file:
-                for offset in (tensor.offset, max(tensor.offset, tensor.offset + tensor.nbytes - 64)):
-                    file.seek(offset)
-                    digest.update(file.read(min(64, tensor.nbytes)))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
-    return digest.hexdigest()
-
-
 def _plans(job: _Job, search: Search, found: Sequence[Found], **special: str) -> list[Plan]:
     """The results as plans; `special` stands over what is common to all in their provenance."""
     from skrr_export.search.methods import terms_of
@@ -396,7 +380,7 @@ def _plans(job: _Job, search: Search, found: Sequence[Found], **special: str) ->
         "settings": {
             "beam": job.options.beam,
             "granularity": job.options.grain,
-            "reuse": job.options.reuses,
+            "reuse": _reuse(job.options),
             "seed": job.options.seed,
             "dtype": job.dtype,
         },
@@ -420,6 +404,6 @@ def _merged(job: _Job, plan: Plan, found: Found, directory: Path, progress: Prog
     sha256 = None
     if job.workers.rank == 0:
         write_merged(directory, job.checkpoint, job.tokenizer, found.merges, progress)
-        sha256 = _fingerprint(open_checkpoint(directory))
+        sha256 = fingerprint(open_checkpoint(directory))
     merged = {"name": directory.resolve().name, "sha256": job.workers.agree(sha256)}
     return replace(plan, provenance={**plan.provenance, "merged": merged})

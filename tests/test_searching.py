@@ -355,7 +355,7 @@ def test_skrr_plus_is_never_worse_than_skrr_nor_skrr_than_its_skips(
     assert values == sorted(values)
     assert skips.counts()["re-use"] == 0
     assert skips.provenance["order"] == skrr.provenance["order"]
-    assert [skips.provenance["settings"]["reuse"], skrr.provenance["settings"]["reuse"]] == [False, True]
+    assert [skips.provenance["settings"]["reuse"], skrr.provenance["settings"]["reuse"]] == ["no", "nearest"]
 
 
 @pytest.mark.parametrize("method", OURS)

@@ -110,10 +110,12 @@ def check(plan_file: Path, checkpoint: str, subfolder: str | None, output: Outpu
     """
     plan = Plan.load(plan_file)
     from skrr_export.checkpoint import open_checkpoint
-    from skrr_export.encoders import recognise, select
+    from skrr_export.encoders import recognise, select, wrong_weights
 
     opened = open_checkpoint(checkpoint, subfolder)
     selection = select(opened, recognise(opened), plan)
+    if (warning := wrong_weights(plan, opened)) is not None:
+        output.warn(warning)
     output.result(
         {
             "sparsity": selection.sparsity,

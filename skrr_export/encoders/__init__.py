@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from skrr_export.checkpoint import Checkpoint
+from skrr_export.checkpoint import Checkpoint, fingerprint
 from skrr_export.dtypes import READABLE
 from skrr_export.encoders.base import Encoder, Shape, Step, parameter_shapes
 from skrr_export.encoders.bert import BertEncoder
@@ -14,7 +14,9 @@ from skrr_export.errors import CheckpointError
 from skrr_export.plan import Plan
 from skrr_export.tensorfile import StoredTensor
 
-__all__ = ["FAMILIES", "Encoder", "Selection", "Shape", "Step", "parameter_shapes", "recognise", "select"]
+__all__ = [
+    "FAMILIES", "Encoder", "Selection", "Shape", "Step", "parameter_shapes", "recognise", "select", "wrong_weights",
+]  # fmt: skip
 
 FAMILIES: Mapping[str, type[Encoder]] = {family.family: family for family in (T5Encoder, BertEncoder)}
 """Known families by the `model_type` of their configuration."""
@@ -76,6 +78,21 @@ def select(checkpoint: Checkpoint, encoder: Encoder, plan: Plan) -> Selection:
             )
     total = sum(checkpoint.tensors[name].numel for name in dense)
     return Selection(tuple(checkpoint.tensors[name] for name in kept), total)
+
+
+def wrong_weights(plan: Plan, checkpoint: Checkpoint) -> str | None:
+    """Why a plan should not be used with a checkpoint that it fits: its method merged layers, and wrote them elsewhere.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    merged = plan.provenance.get("merged")
+    if not isinstance(merged, dict) or merged.get("sha256") == fingerprint(checkpoint):
+        return None
+    return (
+        f"the plan is for the merged checkpoint '{merged.get('name')}' that its search wrote, not for "
+        f"{checkpoint.directory}: what was merged into the kept layers will be missing"
+    )
 
 
 def _check_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:

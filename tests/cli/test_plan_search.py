@@ -288,7 +288,7 @@ def test_reuse_can_be_asked_for_and_refused(run: Run, folder: Path, bert: Path) 
     assert plans["skrr", ()] == plans["skrr", ("--reuse",)] != plans["skrr", ("--no-reuse",)]
     assert plans["finercut", ()] == plans["finercut", ("--no-reuse",)] != plans["finercut", ("--reuse",)]
     for (_, option), plan in plans.items():
-        assert plan.provenance["settings"]["reuse"] == (plan.counts()["re-use"] > 0)
+        assert (plan.provenance["settings"]["reuse"] == "nearest") == (plan.counts()["re-use"] > 0)
         assert option != ("--no-reuse",) or plan.counts()["re-use"] == 0
 
 

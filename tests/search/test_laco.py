@@ -24,8 +24,10 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from skrr_export.cli import plan as cli_plan
 from skrr_export.cli import plan_search
 from skrr_export.errors import InputError, OutputError, PlanError, SkrrError
+from skrr_export.exporting import ExportOptions, export_checkpoint
 from skrr_export.page.record import incomparable, read_record
 from skrr_export.pipelines import PRESETS
 from skrr_export.plan import Plan
@@ -285,6 +287,23 @@ def test_the_merged_checkpoint_is_one_for_transformers_and_for_export(
     prompt = AutoTokenizer.from_pretrained(tmp_path / "merged")(PROMPTS[:1], return_tensors="np")
     ids, mask = (prompt[name].astype(np.int64) for name in ("input_ids", "attention_mask"))
     assert error_against_transformers(tmp_path / "merged", tmp_path, plan.sources, ids, mask) < 2e-5
+
+
+def test_a_plan_for_merged_weights_warns_of_others(
+    checkpoints: dict[str, Path], tmp_path: Path, remembered_traces: None
+) -> None:
+    [plan] = search(checkpoints["bert"], tmp_path / "merged", 0.15)
+    (tmp_path / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+    for name, checkpoint in (("right", tmp_path / "merged"), ("wrong", checkpoints["bert"])):
+        checked = CliRunner().invoke(cli_plan.command, ["check", str(tmp_path / "plan.json"), str(checkpoint)])
+        exported = export_checkpoint(checkpoint, tmp_path / name, ExportOptions(plan=plan))
+        assert checked.exit_code == 0, checked.output
+        if name == "right":
+            assert (checked.stderr, exported.warnings) == ("", ())
+        else:
+            [warning] = exported.warnings
+            assert checked.stderr == f"warning: {warning}\n"
+            assert warning.startswith("the plan is for the merged checkpoint 'merged' that its search wrote, not for")
 
 
 def test_layers_hold_their_merged_maps_and_their_own_norms() -> None:
