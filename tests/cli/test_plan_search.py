@@ -295,7 +295,7 @@ def test_reuse_can_be_asked_for_and_refused(run: Run, folder: Path, bert: Path) 
 def test_the_other_options_reach_the_search(run: Run, folder: Path, bert: Path) -> None:
     options = ["--granularity", "layer", "--beam", 2, "--seed", 5, "--dtype", "bf16", "--cache-gb", 0.001]
     plan = answer(run, *arguments(bert, "--method", "skrr", "--device", "cpu", *options))
-    settings = {"beam": 2, "granularity": "layer", "reuse": True, "seed": 5, "dtype": "bf16"}
+    settings = {"beam": 2, "granularity": "layer", "reuse": "nearest", "seed": 5, "dtype": "bf16"}
     assert plan["provenance"]["settings"] == settings
     assert len(plan["provenance"]["steps"][0]["units"]) == 2
 
