@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from skrr_export.measure.verify import verify
     from skrr_export.plan import Plan
     from skrr_export.searching import SearchOptions, reuse_published, search_plans
-    from skrr_export.targets.onnx.session import OnnxSession
+    from skrr_export.targets.base import Session
     from skrr_export.tokenization import encode_prompts
 
 __all__ = [
@@ -56,7 +56,7 @@ _HOMES = {
 
 def open_session(
     bundle: str | Path, *, target: str = "onnx", device: str = "cpu", mode: str = "mapped", threads: int | None = None
-) -> OnnxSession:
+) -> Session:
     """Open a bundle and load one of its targets.
 
     Args:

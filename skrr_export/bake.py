@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from skrr_export.dtypes import FP16, READABLE, DType
+from skrr_export.encoders.base import NO_RESCALING, Rescaling
 from skrr_export.errors import CheckpointError
 from skrr_export.progress import Progress, silent
 from skrr_export.tensorfile import PAD_PREFIX, Layout, StoredTensor, TensorSpec, lay_out
@@ -39,6 +40,16 @@ class Baked:
     nbytes: int
     warnings: tuple[str, ...]
     """Tensors that hold NaN or infinity, by name."""
+    subnormal: int
+    """Values that fp16 holds with fewer bits than its eleven, or as zero, because they are so small."""
+
+
+@dataclass(slots=True)
+class _Lost:
+    """What a cast lost."""
+
+    nonfinite: dict[str, str] = field(default_factory=dict)
+    subnormal: int = 0
 
 
 def weights_layout(tensors: Sequence[StoredTensor], dtype: DType, file: Path) -> Layout:
@@ -47,7 +58,13 @@ def weights_layout(tensors: Sequence[StoredTensor], dtype: DType, file: Path) ->
 
 
 def bake(
-    tensors: Sequence[StoredTensor], layout: Layout, dtype: DType, output: BinaryIO, progress: Progress = silent
+    tensors: Sequence[StoredTensor],
+    layout: Layout,
+    dtype: DType,
+    output: BinaryIO,
+    progress: Progress = silent,
+    *,
+    rescaling: Rescaling = NO_RESCALING,
 ) -> Baked:
     """Write the weights file.
 
@@ -57,6 +74,7 @@ def bake(
         dtype: what they are cast to (rounding to nearest even, as torch does).
         output: an empty binary file.
         progress: told how many bytes of how many are written.
+        rescaling: powers of two to multiply by before the cast.
 
     Raises:
         CheckpointError: the checkpoint changed or cannot be read.
@@ -65,12 +83,12 @@ def bake(
     sources = {tensor.name: tensor for tensor in tensors}
     digest = hashlib.sha256(layout.header)
     output.write(layout.header)
-    nonfinite: dict[str, str] = {}
+    lost = _Lost()
     done = len(layout.header)
     # One thread hashes and writes a chunk while this one reads, casts and checks the next: hashing releases the GIL.
     with ThreadPoolExecutor(1) as writer:
         pending: Future[None] | None = None
-        for chunk in _chunks(layout, sources, dtype, nonfinite):
+        for chunk in _chunks(layout, sources, dtype, rescaling, lost):
             if pending is not None:
                 pending.result()
             pending = writer.submit(_emit, digest.update, output, chunk)
@@ -78,7 +96,7 @@ def bake(
             progress("baking", done, layout.nbytes)
         if pending is not None:
             pending.result()
-    return Baked(digest.hexdigest(), layout.nbytes, tuple(nonfinite.values()))
+    return Baked(digest.hexdigest(), layout.nbytes, tuple(lost.nonfinite.values()), lost.subnormal)
 
 
 def _emit(update: Callable[[memoryview], None], output: BinaryIO, chunk: memoryview) -> None:
@@ -88,7 +106,7 @@ def _emit(update: Callable[[memoryview], None], output: BinaryIO, chunk: memoryv
 
 
 def _chunks(
-    layout: Layout, sources: dict[str, StoredTensor], dtype: DType, nonfinite: dict[str, str]
+    layout: Layout, sources: dict[str, StoredTensor], dtype: DType, rescaling: Rescaling, lost: _Lost
 ) -> Iterator[memoryview]:
     # Two buffers in turn: the writer is done with the one before last. Fresh ones would cost a page fault every 4 KiB.
     buffers = cycle([np.empty(CHUNK_BYTES, np.uint8), np.empty(CHUNK_BYTES, np.uint8)])
@@ -97,10 +115,13 @@ def _chunks(
             yield memoryview(bytes(placed.nbytes))
             continue
         source = sources[placed.name]
+        exponent = rescaling.exponent(placed.name)
         for chunk in _read(source, buffers):
-            cast = _cast(chunk, READABLE[source.code], dtype)
-            if placed.name not in nonfinite and _has_nonfinite(cast, dtype):
-                nonfinite[placed.name] = _describe_nonfinite(source, chunk, dtype)
+            cast = _cast(chunk, READABLE[source.code], dtype, exponent)
+            if placed.name not in lost.nonfinite and _has_nonfinite(cast, dtype):
+                lost.nonfinite[placed.name] = _describe_nonfinite(source, chunk, dtype)
+            if dtype is FP16:
+                lost.subnormal += _subnormals(cast) - _zeros(chunk, READABLE[source.code])
             yield cast.data
 
 
@@ -122,11 +143,24 @@ def _read(tensor: StoredTensor, buffers: Iterator[Bytes]) -> Iterator[Bytes]:
         raise CheckpointError(f"cannot read '{tensor.name}' from {tensor.file}: {error.strerror}") from error
 
 
-def _cast(chunk: Bytes, source: DType, target: DType) -> Bytes:
-    if source is target:
+def _cast(chunk: Bytes, source: DType, target: DType, exponent: int) -> Bytes:
+    if source is target and not exponent:
         return chunk
-    values = torch.from_numpy(chunk).view(source.torch).to(target.torch)
-    return values.view(torch.uint8).numpy()
+    values = torch.from_numpy(chunk).view(source.torch)
+    if exponent:
+        values = values.to(torch.promote_types(source.torch, torch.float32)) * 2.0**exponent
+    return values.to(target.torch).view(torch.uint8).numpy()
+
+
+def _subnormals(chunk: Bytes) -> int:
+    """How many fp16 values have no exponent bit: zeros and subnormals."""
+    return int(np.count_nonzero((chunk.view(np.uint16) & FP16.exponent_mask) == 0))
+
+
+def _zeros(chunk: Bytes, dtype: DType) -> int:
+    """How many values are zero, of either sign."""
+    bits = chunk.view(f"u{dtype.itemsize}")
+    return int(np.count_nonzero((bits << 1) == 0))
 
 
 def _has_nonfinite(chunk: Bytes, dtype: DType) -> bool:

@@ -54,6 +54,8 @@ class Manifest:
     """Of the dense encoder, embedding included."""
     kept_parameters: int
     """Of the tensors in the bundle."""
+    rescaling: Mapping[str, Any] | None = None
+    """Powers of two that the weights took over so that fp16 cannot overflow, and what they were chosen from."""
     targets: Mapping[str, Mapping[str, Any]]
     """For each target: its `file`, and what a runtime needs to know of it."""
     files: Mapping[str, FileEntry]
@@ -97,6 +99,7 @@ class Manifest:
                 }
             ],
             "parameters": {"total": self.total_parameters, "kept": self.kept_parameters},
+            "rescaling": None if self.rescaling is None else dict(self.rescaling),
             "targets": {name: dict(target) for name, target in self.targets.items()},
             "files": {
                 name: {"sha256": entry.sha256, "bytes": entry.nbytes} for name, entry in sorted(self.files.items())
@@ -134,6 +137,7 @@ class Manifest:
                 sequence=None if sequence == "sequence" else _positive(sequence),
                 total_parameters=_positive(document["parameters"]["total"]),
                 kept_parameters=_positive(document["parameters"]["kept"]),
+                rescaling=_rescaling(document.get("rescaling")),
                 targets=document["targets"],
                 files={name: _file_entry(file) for name, file in document["files"].items()},
                 tools={name: str(version) for name, version in document["tools"].items()},
@@ -150,6 +154,15 @@ def _positive(value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"{value!r} is not a positive integer")
     return value
+
+
+def _rescaling(document: Any) -> dict[str, Any] | None:
+    if document is None:
+        return None
+    powers = document["weights"]
+    if not all(type(name) is str and type(power) is int for name, power in powers.items()):
+        raise ValueError(f"{powers!r} are not powers of two by the end of a tensor's name")
+    return dict(document)
 
 
 def _file_entry(document: Mapping[str, Any]) -> FileEntry:

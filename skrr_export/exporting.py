@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from skrr_export.bundle import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, Bundle, FileEntry, Manifest
 from skrr_export.checkpoint import TOKENIZER_FILES, Checkpoint, find_tokenizer, open_checkpoint
-from skrr_export.dtypes import BAKEABLE, FP32, READABLE, DType, bakeable
+from skrr_export.dtypes import BAKEABLE, FP16, FP32, READABLE, DType, bakeable
 from skrr_export.errors import CheckpointError, InputError
 from skrr_export.pipelines import Preset, find_preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
 from skrr_export.staging import StagedDirectory
 from skrr_export.targets import TARGETS
+from skrr_export.targets.base import Source
+from skrr_export.targets.tensorrt.options import EngineOptions
 from skrr_export.tensorfile import Layout
 
 if TYPE_CHECKING:
@@ -51,6 +55,12 @@ class ExportOptions:
     """Fixed sequence length, in tokens; `None`: free."""
     inline: bool = False
     """Write an ONNX graph without model-local functions."""
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    """How to build TensorRT's engines."""
+    rescale: bool = True
+    """Keep fp16 from overflowing; see `skrr_export.rescale`."""
+    prompts: Sequence[str] | None = None
+    """To measure activations on, for `rescale`; `None`: some of the shipped ones."""
     replace: bool = False
     """Replace a bundle that exists."""
 
@@ -71,6 +81,8 @@ class Exported:
 
     bundle: Bundle
     warnings: tuple[str, ...]
+    reports: Mapping[str, Mapping[str, Any]]
+    """For each target what building it took, where it tells; not part of the bundle, for it differs from run to run."""
     dense_nbytes: int
     """What the weights would take without the plan, in the bundle's dtype."""
 
@@ -112,22 +124,41 @@ def export_checkpoint(
         job = _prepare(location, options)
 
         from skrr_export.bake import bake
-        from skrr_export.targets.onnx.graph import GRAPH
+        from skrr_export.rescale import UNCHANGED, rescale
+        from skrr_export.targets.building import build_target, check_target
 
+        for target in options.targets:
+            check_target(target, job.dtype, job.preset, options.engine)
         stage.require_space(job.layout.nbytes)
-        weights = stage.create(WEIGHTS)
-        progress("tracing", 0, job.layout.nbytes)
-        graph = _graph(job)
-        baked = bake(job.selection.tensors, job.layout, job.dtype, weights, progress)
+        rescaled = UNCHANGED
+        if job.dtype is FP16 and options.rescale:
+            rescaled = rescale(
+                job.checkpoint, job.encoder, job.plan, job.preset, prompts=options.prompts, progress=progress
+            )
+        file = stage.create(WEIGHTS)
+        tensors = job.selection.tensors
+        baked = bake(tensors, job.layout, job.dtype, file, progress, rescaling=rescaled.rescaling)
+        file.flush()
+        source = _source(job, job.encoder.rescaled(rescaled.rescaling), Path(f"/proc/self/fd/{file.fileno()}"))
         files = {WEIGHTS: FileEntry(baked.sha256, baked.nbytes)}
-        for name, content in {GRAPH: graph, **_companions(job.checkpoint)}.items():
+        targets, reports = {}, {}
+        contents = _companions(job.checkpoint, source.encoder)
+        for target in options.targets:
+            built = build_target(target, source, inline=options.inline, engine=options.engine, progress=progress)
+            targets[target] = built.entry
+            reports[target] = built.report
+            contents |= built.files
+        for name, content in contents.items():
             stage.write(name, content)
             files[name] = FileEntry(hashlib.sha256(content).hexdigest(), len(content))
-        manifest = _manifest(job, files)
+        rescaling = rescaled.describe(baked.subnormal)
+        manifest = _manifest(job, targets, files, rescaling)
         stage.write(MANIFEST, manifest.to_json().encode())
         progress("flushing to disk", baked.nbytes, baked.nbytes)
     dense_nbytes = manifest.total_parameters * manifest.dtype.itemsize
-    return Exported(Bundle(Path(output), manifest), (*job.warnings, *baked.warnings), dense_nbytes)
+    warnings = (*job.warnings, *baked.warnings, *rescaled.warnings)
+    reports = {target: report for target, report in reports.items() if report}
+    return Exported(Bundle(Path(output), manifest), warnings, reports, dense_nbytes)
 
 
 def _prepare(location: str | Path, options: ExportOptions) -> _Job:
@@ -156,25 +187,25 @@ def _prepare(location: str | Path, options: ExportOptions) -> _Job:
     return _Job(checkpoint, encoder, plan, selection, preset, dtype, layout, options, warnings)
 
 
-def _graph(job: _Job) -> bytes:
-    from skrr_export.targets.onnx.graph import build
-
-    sizes = (job.options.batch or "batch", job.options.sequence or "sequence")
-    return build(
-        job.encoder,
-        job.plan,
-        job.layout,
-        job.dtype,
-        masked=job.preset.masked,
-        sizes=sizes,
-        inline=job.options.inline,
+def _source(job: _Job, encoder: Encoder, weights: Path) -> Source:
+    return Source(
+        encoder=encoder,
+        plan=job.plan,
+        layout=job.layout,
+        weights=weights,
+        dtype=job.dtype,
+        preset=job.preset,
+        batch=job.options.batch,
+        sequence=job.options.sequence,
     )
 
 
-def _manifest(job: _Job, files: dict[str, FileEntry]) -> Manifest:
-    from skrr_export.targets.onnx.graph import GRAPH
-    from skrr_export.targets.onnx.trace import OPSET
-
+def _manifest(
+    job: _Job,
+    targets: Mapping[str, Mapping[str, Any]],
+    files: Mapping[str, FileEntry],
+    rescaling: Mapping[str, Any] | None,
+) -> Manifest:
     return Manifest(
         family=job.encoder.family,
         num_layers=job.encoder.num_layers,
@@ -188,16 +219,19 @@ def _manifest(job: _Job, files: dict[str, FileEntry]) -> Manifest:
         sequence=job.options.sequence,
         total_parameters=job.selection.total_parameters,
         kept_parameters=job.selection.kept_parameters,
-        targets={"onnx": {"file": GRAPH, "opset": OPSET, "functions": not job.options.inline}},
+        rescaling=rescaling,
+        targets=targets,
         files=files,
         tools={name: importlib.metadata.version(name) for name in ("skrr-export", "torch", "onnxscript", "onnx-ir")},
     )
 
 
-def _companions(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The small files that travel with the weights: the configuration and the tokenizer."""
+def _companions(checkpoint: Checkpoint, encoder: Encoder) -> dict[str, bytes]:
+    """The small files that travel with the weights: the configuration, as they need it, and the tokenizer."""
     try:
         files = {CONFIG: (checkpoint.directory / CONFIG).read_bytes()}
+        if (config := encoder.config(checkpoint.config)) != checkpoint.config:
+            files[CONFIG] = json.dumps(config, indent=2).encode() + b"\n"
         if checkpoint.tokenizer is not None:
             for name in TOKENIZER_FILES:
                 if (checkpoint.tokenizer / name).is_file():

@@ -23,8 +23,8 @@ from skrr_export.prompts import calibration_prompts
 from skrr_export.published import SOURCE, PublishedOrder, check_xxl, prefix_for
 
 if TYPE_CHECKING:
+    from skrr_export.calibration import Calibration
     from skrr_export.encoders import Encoder
-    from skrr_export.search.calibration import Calibration
     from skrr_export.search.journal import Journal
     from skrr_export.search.methods import Found, Reuse, Search
     from skrr_export.search.projection import Projection
@@ -230,8 +230,8 @@ def _prepared(
     if tokenizer is None or find_tokenizer(tokenizer, tokenizer, None) is None:
         raise InputError(f"no tokenizer in {tokenizer or checkpoint.directory}; name its directory with --tokenizer")
 
+    from skrr_export.calibration import calibrate
     from skrr_export.encoders import recognise, select
-    from skrr_export.search.calibration import calibrate
     from skrr_export.search.projection import open_projection
     from skrr_export.search.workers import join_workers
     from skrr_export.tokenization import Tokenizer

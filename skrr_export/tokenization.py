@@ -16,7 +16,7 @@ from skrr_export.pipelines import Preset
 from skrr_export.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from skrr_export.targets.onnx.session import OnnxSession
+    from skrr_export.targets.base import Session
 
 BATCH = 8
 """Prompts a call, where the bundle does not fix it."""
@@ -101,7 +101,7 @@ class Tokenizer:
 
 
 def encode_prompts(
-    session: OnnxSession, prompts: Sequence[str], *, progress: Progress = silent
+    session: Session, prompts: Sequence[str], *, progress: Progress = silent
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Tokenise and encode prompts, as the bundle's pipeline would.
 

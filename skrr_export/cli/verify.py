@@ -63,6 +63,7 @@ def command(
     output.result(
         {"bundle": str(bundle), "target": target, **report.to_dict()},
         _table(report),
+        *([str(report.headroom)] if report.headroom else []),
         *(f"note: {note}" for note in report.notes),
         *(Text.assemble(("failed:", "red"), f" {failure}") for failure in report.failures),
         Text.assemble(f"{bundle}: ", verdict, f" ({report.cases} batches, {report.prompts} prompts)"),

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from skrr_export.bundle import CONFIG, Bundle
 from skrr_export.checkpoint import Checkpoint, fingerprint
 from skrr_export.dtypes import READABLE
 from skrr_export.encoders.base import Encoder, Shape, Step, parameter_shapes
 from skrr_export.encoders.bert import BertEncoder
 from skrr_export.encoders.t5 import T5Encoder
-from skrr_export.errors import CheckpointError
+from skrr_export.errors import BundleError, CheckpointError
 from skrr_export.plan import Plan
-from skrr_export.tensorfile import StoredTensor
+from skrr_export.tensorfile import PAD_PREFIX, StoredTensor
 
 __all__ = [
-    "FAMILIES", "Encoder", "Selection", "Shape", "Step", "parameter_shapes", "recognise", "select", "wrong_weights",
+    "FAMILIES", "Encoder", "Selection", "Shape", "Step", "bundle_encoder", "parameter_shapes",
+    "recognise", "select", "wrong_weights",
 ]  # fmt: skip
 
 FAMILIES: Mapping[str, type[Encoder]] = {family.family: family for family in (T5Encoder, BertEncoder)}
@@ -57,6 +60,20 @@ def recognise(checkpoint: Checkpoint) -> Encoder:
         return FAMILIES[model_type].from_config(checkpoint.config, checkpoint.tensors.keys())
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.directory}: {error}") from error
+
+
+def bundle_encoder(bundle: Bundle) -> Encoder:
+    """The encoder that a bundle's weights are for.
+
+    Raises:
+        BundleError: its configuration or its weights file is damaged.
+    """
+    tensors = {name: tensor for name, tensor in bundle.tensors().items() if not name.startswith(PAD_PREFIX)}
+    try:
+        config = json.loads((bundle.directory / CONFIG).read_text(encoding="utf-8"))
+        return FAMILIES[bundle.manifest.family].from_config(config, tensors)
+    except (OSError, ValueError, KeyError, AttributeError, CheckpointError) as error:
+        raise BundleError(f"{bundle.directory / CONFIG} is damaged: {error}") from error
 
 
 def select(checkpoint: Checkpoint, encoder: Encoder, plan: Plan) -> Selection:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -50,6 +50,28 @@ class Step:
     """Names of the activations it reads, in the order of the part's `forward`."""
     output: str
     """Name of the activation it writes; may be one that it reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rescaling:
+    """Powers of two that an encoder's weights can take over from its activations without changing its result."""
+
+    residual: int = 0
+    """The residual stream, and all that is added to it, becomes 2**-residual as large."""
+    inner: int = 0
+    """What the feed-forward's last matrix reads becomes 2**-inner as large."""
+    weights: Mapping[str, int] = field(default_factory=dict)
+    """By the end of a tensor's name, the power of two that it is multiplied by; all others stay as they are."""
+    activations: Mapping[str, int] = field(default_factory=dict)
+    """Likewise, by the name under which `skrr_export.rescale` measures an activation."""
+
+    def exponent(self, tensor_name: str) -> int:
+        """The power of two that a tensor is multiplied by."""
+        return next((power for end, power in self.weights.items() if tensor_name.endswith(end)), 0)
+
+
+NO_RESCALING = Rescaling()
+"""Every weight stays as it is."""
 
 
 class Encoder(ABC):
@@ -96,6 +118,23 @@ class Encoder(ABC):
     @abstractmethod
     def owns(self, tensor_name: str) -> bool:
         """Whether a tensor of this name can only belong to this encoder (so not to a decoder, a head, a pooler)."""
+
+    def rescaling(self, maxima: Mapping[str, float], limit: float) -> Rescaling:
+        """The smallest powers of two that bring activations below a limit; none where the family has no such freedom.
+
+        Args:
+            maxima: largest absolute value of each activation, as `skrr_export.rescale.measure_maxima` names them.
+            limit: what they should stay below.
+        """
+        return NO_RESCALING
+
+    def rescaled(self, rescaling: Rescaling) -> Self:
+        """The definition that computes the same from rescaled weights."""
+        return self
+
+    def config(self, original: Mapping[str, Any]) -> dict[str, Any]:
+        """What `config.json` has to say for weights that this definition is for, from what it said."""
+        return dict(original)
 
     def steps(self, plan: Plan, *, masked: bool) -> list[Step]:
         """The encoder under a plan, as the calls that make it up.

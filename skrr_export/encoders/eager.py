@@ -104,8 +104,9 @@ class EagerEncoder:
         self.device = device
         self.masked = masked
         self.weights = weights
-        self._parts = encoder.parts()
-        self._names = {name: [key for key, _ in part.named_parameters()] for name, part in self._parts.items()}
+        self.parts = encoder.parts()
+        """By name; a hook on one of their modules sees every call."""
+        self._names = {name: [key for key, _ in part.named_parameters()] for name, part in self.parts.items()}
 
     def start(
         self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64] | None
@@ -141,7 +142,7 @@ class EagerEncoder:
         return activations["hidden"]
 
     def _run(self, step: Step, activations: Activations) -> Tensor:
-        part: nn.Module = self._parts[step.part]
+        part: nn.Module = self.parts[step.part]
         weights = {name: self.weights[step.prefix + name] for name in self._names[step.part]}
         output: Tensor = functional_call(part, weights, tuple(activations[name] for name in step.inputs))
         return output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from skrr_export.encoders.base import (
     Encoder,
+    Rescaling,
     Shape,
     Step,
     activation,
@@ -24,6 +25,9 @@ from skrr_export.encoders.base import (
 )
 from skrr_export.errors import CheckpointError
 from skrr_export.plan import Kind
+
+DEFAULT_EPSILON = 1e-6
+"""Of the norms, where `config.json` gives none."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class T5Encoder(Encoder):
         defaults = {
             "relative_attention_num_buckets": 32,
             "relative_attention_max_distance": 128,
-            "layer_norm_epsilon": 1e-6,
+            "layer_norm_epsilon": DEFAULT_EPSILON,
         }
         config = {**defaults, **config}  # early checkpoints leave these out
         encoder = cls(
@@ -114,8 +118,45 @@ class T5Encoder(Encoder):
             "bias": ("batch" if masked else 1, self.num_heads, "sequence", "sequence"),
         }
 
+    def rescaling(self, maxima: Mapping[str, float], limit: float) -> Rescaling:
+        output, dense = "attention.SelfAttention.o", "feed_forward.DenseReluDense"
+        linear = "wi_1" if self.gated else "wi"  # what the inner activations are proportional to
+        residual = _power(maxima, limit, "hidden", f"{output}.out", f"{dense}.wo.out")
+        free = self.gated or self.activation is F.relu  # relu(2x) is 2 relu(x)
+        inner = _power(maxima, limit, f"{dense}.{linear}.out", f"{dense}.wo.in") if free else 0
+        return Rescaling(
+            residual=residual,
+            inner=inner,
+            weights={
+                f"{self.embedding_prefix}weight": -residual,
+                ".SelfAttention.o.weight": -residual,
+                f".DenseReluDense.{linear}.weight": -inner,
+                ".DenseReluDense.wo.weight": inner - residual,
+            },
+            activations={
+                "hidden": -residual,
+                f"{output}.out": -residual,
+                f"{dense}.wo.out": -residual,
+                f"{dense}.wo.in": -inner,
+                f"{dense}.{linear}.out": -inner,
+            },
+        )
+
+    def rescaled(self, rescaling: Rescaling) -> Self:
+        return replace(self, epsilon=math.ldexp(self.epsilon, -2 * rescaling.residual))
+
+    def config(self, original: Mapping[str, Any]) -> dict[str, Any]:
+        changed = self.epsilon != original.get("layer_norm_epsilon", DEFAULT_EPSILON)
+        return {**original, "layer_norm_epsilon": self.epsilon} if changed else dict(original)
+
     def owns(self, tensor_name: str) -> bool:
         return tensor_name.startswith("encoder.") and tensor_name != "encoder.embed_tokens.weight"
+
+
+def _power(maxima: Mapping[str, float], limit: float, *names: str) -> int:
+    """The smallest power of two by which the largest of some activations has to be divided; at least 0."""
+    largest = max((maxima.get(name, 0.0) for name in names), default=0.0)  # a plan may skip every attention
+    return max(0, math.ceil(math.log2(largest / limit))) if largest else 0
 
 
 class Norm(nn.Module):

@@ -6,6 +6,7 @@ sub-block in another's place, or the identity.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,21 @@ def planned_reference(bundle: Bundle, directory: Path | None) -> Reference:
         CheckpointError: transformers cannot load the checkpoint.
     """
     dtype = bundle.manifest.dtype.torch
-    model = _from_bundle(bundle, dtype) if directory is None else _from_checkpoint(directory).to(dtype)
+    if directory is None:
+        model = _from_bundle(bundle, dtype)
+    else:
+        model = _round(_from_checkpoint(directory), dtype, (bundle.manifest.rescaling or {}).get("weights", {}))
     apply_plan(model, bundle.manifest.plan)
     return Reference(model)
+
+
+def _round(model: Any, dtype: torch.dtype, powers: Mapping[str, int]) -> Any:
+    """Round to a precision where the bundle does: fp16 has fewer bits for what its powers of two make very small."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            power = next((power for end, power in powers.items() if name.endswith(end)), 0)
+            parameter.copy_((parameter.float() * 2.0**power).to(dtype).float() * 2.0**-power)
+    return model.to(dtype)
 
 
 def apply_plan(model: Any, plan: Plan) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from skrr_export.bundle import TOKENIZER, Bundle
+from skrr_export.calibration import Chunk
+from skrr_export.dtypes import FP16
+from skrr_export.encoders import bundle_encoder
 from skrr_export.measure.fidelity import Deviation, DeviationMeter
 from skrr_export.measure.limits import LIMITS
 from skrr_export.progress import Progress, silent
 from skrr_export.prompts import default_prompts
-from skrr_export.targets.onnx.session import Ids, OnnxSession
+from skrr_export.targets.base import Ids, Session
 from skrr_export.tokenization import BATCH, Tokenizer
 
 Embeddings = npt.NDArray[Any]
@@ -52,6 +55,24 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Headroom:
+    """How far an fp16 bundle's activations are from overflowing where they are computed in fp16."""
+
+    activation: str
+    """The one that gets largest, as `skrr_export.rescale.Maxima` names it."""
+    value: float
+    """Its largest absolute value, as computed in fp32."""
+    factor: float
+    """How many times that goes into the largest fp16 number."""
+
+    def __str__(self) -> str:
+        return (
+            f"fp16 head-room: the largest activation, {self.value:.4g} at {self.activation}, goes {self.factor:.3g} "
+            f"times into 65504"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What `verify` found."""
 
@@ -63,6 +84,8 @@ class Report:
     drift: Comparison
     loss: Comparison | None
     """`None`: not measured, no dense reference was given."""
+    headroom: Headroom | None
+    """`None`: not measured, the bundle is not fp16."""
     failures: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -83,13 +106,14 @@ class Report:
             "prompts": self.prompts,
             "drift": self.drift.to_dict(),
             "loss": self.loss and self.loss.to_dict(),
+            "headroom": self.headroom and asdict(self.headroom),
             "notes": list(self.notes),
         }
 
 
 def verify(
     bundle: Bundle,
-    session: OnnxSession,
+    session: Session,
     prompts: Sequence[str] | None = None,
     *,
     reference: Path | None = None,
@@ -121,13 +145,18 @@ def verify(
     if reference is not None:
         loss = _compare(ours, _run(dense_reference(reference), bundle, cases, "dense reference", progress), cases)
     computes_in = session.computes_in.name
+    headroom = _headroom(bundle, cases, progress) if bundle.manifest.dtype is FP16 else None
+    failures = [*_failures(drift, computes_in, reads_padding=bundle.manifest.pipeline.reads_padding)]
+    if headroom is not None and headroom.factor < 1:
+        failures.append(f"{headroom}: it overflows; export to bf16")
     return Report(
         computes_in=computes_in,
         cases=len(cases),
         prompts=len(prompts),
         drift=drift,
         loss=loss,
-        failures=tuple(_failures(drift, computes_in, reads_padding=bundle.manifest.pipeline.reads_padding)),
+        headroom=headroom,
+        failures=tuple(failures),
         notes=session.notes if prompts else (*session.notes, "no tokenizer in the bundle: compared on random ids only"),
     )
 
@@ -139,6 +168,20 @@ def _run(encode: Encode, bundle: Bundle, cases: Sequence[Case], what: str, progr
         outputs.append(encode(case.input_ids, case.attention_mask if bundle.manifest.pipeline.masked else None))
     progress(what, len(cases), len(cases))
     return outputs
+
+
+def _headroom(bundle: Bundle, cases: Sequence[Case], progress: Progress) -> Headroom:
+    """Measure the bundle's own weights; whatever the target computes in, the answer is for hardware with fp16."""
+    from skrr_export.rescale import measure_maxima
+
+    masked = bundle.manifest.pipeline.masked
+    chunks = [
+        Chunk(case.input_ids, case.attention_mask if masked else None, case.attention_mask != 0) for case in cases
+    ]
+    encoder = bundle_encoder(bundle)
+    maxima = measure_maxima(encoder, bundle.tensors(), bundle.manifest.plan, chunks, masked=masked, progress=progress)
+    name, value = maxima.largest
+    return Headroom(name, value, maxima.headroom)
 
 
 def _prompt_cases(bundle: Bundle, prompts: Sequence[str]) -> Iterator[Case]:

@@ -8,8 +8,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from skrr_export.calibration import Chunk
 from skrr_export.encoders.eager import EagerEncoder
-from skrr_export.search.calibration import Chunk
 from skrr_export.search.space import Arrangement, executed
 
 

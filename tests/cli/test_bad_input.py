@@ -320,8 +320,8 @@ def test_an_order_that_makes_no_plan(refuse: Refuse, arguments: list[object], wo
     [
         (["--dtype", "fp64"], "unknown dtype 'fp64'; choose one of fp32, fp16, bf16"),
         (["--dtype", ""], "unknown dtype ''"),
-        (["--to", "tensorrt"], "unknown target 'tensorrt'; known: onnx"),
-        (["--to", "onnx,pt2,aoti"], "unknown target 'pt2, aoti'; known: onnx"),
+        (["--to", "coreml"], "unknown target 'coreml'; known: onnx, pt2, aoti, tensorrt-rtx, tensorrt"),
+        (["--to", "onnx,pt3,coreml"], "unknown target 'pt3, coreml'; known: onnx"),
         (["--to", ""], "unknown target ''"),
         (["--pipeline", "flux"], "unknown pipeline 'flux'; known: plain, flux.1, sd3, pixart-sigma"),
         (["--batch", "0"], "the batch size must be 1 to 1,048,576, not 0"),
@@ -478,7 +478,7 @@ def test_a_provider_is_absent(refuse: Refuse, bundle: Path, monkeypatch: pytest.
     [
         (["--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
         (["--mode", "fast"], "'fast' is not one of 'mapped', 'prepacked'"),
-        (["--to", "tensorrt"], "unknown target 'tensorrt'; known: onnx"),
+        (["--to", "coreml"], "unknown target 'coreml'; known: onnx, pt2, aoti, tensorrt-rtx, tensorrt"),
     ],
 )
 def test_an_option_of_encode_that_is_not_acceptable(

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from skrr_export import calibration
+from skrr_export.calibration import Calibration, calibrate
 from skrr_export.checkpoint import open_checkpoint
 from skrr_export.encoders import parameter_shapes, recognise
 from skrr_export.encoders.eager import EagerEncoder, Weights, unit_parameters
 from skrr_export.pipelines import Preset
 from skrr_export.plan import Plan
-from skrr_export.search import calibration
 from skrr_export.search.activations import ActivationEngine
-from skrr_export.search.calibration import Calibration, calibrate
 from skrr_export.search.discrepancy import Discrepancy
 from skrr_export.search.journal import Journal
 from skrr_export.search.space import Space

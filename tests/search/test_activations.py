@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skrr_export.calibration import Chunk
 from skrr_export.search.activations import ActivationEngine, TensorCache
-from skrr_export.search.calibration import Chunk
 from skrr_export.search.space import Arrangement
 from tests.bundles import examples, plans, random_mask, soften
 from tests.checkpoints import T5_DIMENSIONS, bert_checkpoint, t5_checkpoint

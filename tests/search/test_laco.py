@@ -24,6 +24,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from skrr_export import calibration
 from skrr_export.cli import plan as cli_plan
 from skrr_export.cli import plan_search
 from skrr_export.errors import InputError, OutputError, PlanError, SkrrError
@@ -31,7 +32,7 @@ from skrr_export.exporting import ExportOptions, export_checkpoint
 from skrr_export.page.record import incomparable, read_record
 from skrr_export.pipelines import PRESETS
 from skrr_export.plan import Plan
-from skrr_export.search import calibration, laco
+from skrr_export.search import laco
 from skrr_export.searching import SearchOptions, search_plans
 from tests import reference
 from tests.bundles import error_against_transformers, soften
@@ -414,7 +415,7 @@ PROCESS = """
 import json, sys
 from pathlib import Path
 from skrr_export.searching import SearchOptions, search_plans
-from skrr_export.search import calibration
+from skrr_export import calibration
 checkpoint, merged, prompts = sys.argv[1:]
 calibration.CHUNK_TOKENS = (40, 100)
 options = SearchOptions(

@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from skrr_export import calibration
 from skrr_export.checkpoint import open_checkpoint
 from skrr_export.encoders import recognise, select
 from skrr_export.errors import InputError
 from skrr_export.pipelines import PRESETS
 from skrr_export.plan import Plan
-from skrr_export.search import calibration
 from skrr_export.search.journal import Journal
 from skrr_export.search.space import arrangement_of
 from skrr_export.searching import METHODS, SearchOptions, search_plans

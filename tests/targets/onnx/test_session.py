@@ -149,7 +149,7 @@ def test_options_reach_the_runtime(bundles: dict[str, Bundle]) -> None:
     [
         ({"device": "tpu"}, "unknown device 'tpu'; known: cpu, cuda"),
         ({"mode": "fast"}, "unknown mode 'fast'; known: mapped, prepacked"),
-        ({"target": "pt2"}, "unknown target 'pt2'; known: onnx"),
+        ({"target": "coreml"}, "unknown target 'coreml'; known: onnx, pt2, aoti, tensorrt-rtx, tensorrt"),
         ({"threads": 0}, "threads must be at least 1, not 0"),
         ({"threads": -1}, "threads must be at least 1, not -1"),
     ],

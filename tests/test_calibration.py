@@ -14,10 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skrr_export import calibration
+from skrr_export.calibration import Calibration, Chunk
 from skrr_export.errors import InputError
 from skrr_export.pipelines import Preset
-from skrr_export.search import calibration
-from skrr_export.search.calibration import Calibration, Chunk
 from tests import reference
 from tests.bundles import examples, relative_error, soften
 from tests.checkpoints import bert_checkpoint, byte_tokenizer, t5_checkpoint

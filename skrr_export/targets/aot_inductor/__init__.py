@@ -1,0 +1,1 @@
+"""AOTInductor: machine code compiled ahead of time, over the weights of the bundle."""
