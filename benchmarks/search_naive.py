@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from skrr_export.calibration import Chunk
 from skrr_export.encoders.eager import EagerEncoder
-from skrr_export.search.calibration import Chunk
 
 Positions = tuple[int | None, ...]
 """The unit that runs at each position; `None` skips it."""

@@ -20,10 +20,10 @@ from search_picture import picture
 from search_worker import opened, sparsity_of
 from torch import Tensor
 
+from skrr_export.calibration import Calibration
 from skrr_export.errors import SkrrError
 from skrr_export.prompts import calibration_prompts
 from skrr_export.search.activations import ActivationEngine
-from skrr_export.search.calibration import Calibration
 from skrr_export.search.space import Arrangement, arrangement_of
 from skrr_export.searching import SearchOptions, search_plans
 

@@ -21,6 +21,7 @@ import torch
 from search_naive import NaiveLoop, Positions, reuse, skip_order
 from transformers import AutoConfig, AutoTokenizer  # noqa: F401 - imported now, so that no search counts it
 
+from skrr_export.calibration import Calibration, calibrate
 from skrr_export.checkpoint import open_checkpoint
 from skrr_export.encoders import parameter_shapes, recognise
 from skrr_export.encoders.eager import EagerEncoder, Weights, unit_parameters
@@ -28,7 +29,6 @@ from skrr_export.pipelines import find_preset
 from skrr_export.plan import Plan
 from skrr_export.prompts import read_prompts
 from skrr_export.search.activations import ActivationEngine
-from skrr_export.search.calibration import Calibration, calibrate
 from skrr_export.search.goal import reaches
 from skrr_export.search.space import arrangement_of
 from skrr_export.searching import SearchOptions, search_plans
