@@ -53,6 +53,21 @@ def soften(checkpoint: Path) -> Path:
     return checkpoint
 
 
+RESIDUAL, INNER = 30_000.0, 3_000.0
+"""How many times as large the overflowing encoder's residual stream and gated product are; no powers of two."""
+
+
+def overflowing(checkpoint: Path) -> Path:
+    """Make a T5 that computes the same in fp32, but for the epsilon of its norms, on far larger activations."""
+    weights = load_file(checkpoint / "model.safetensors")
+    factors = {"shared.weight": RESIDUAL, ".o.weight": RESIDUAL, ".wo.weight": RESIDUAL / INNER}
+    factors |= dict.fromkeys((".wi_1.weight", ".wi.weight"), INNER)
+    for name in weights:
+        weights[name] *= next((factor for end, factor in factors.items() if name.endswith(end)), 1.0)
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    return checkpoint
+
+
 @st.composite
 def plans(draw: st.DrawFn, layers: int) -> Sources:
     """Plans whose positions keep, skip, or re-use any kept layer, before or after; of each kind at least one is kept.

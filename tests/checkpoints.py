@@ -46,6 +46,7 @@ def t5_checkpoint(
     shard_size: str | None = None,
     tokenizer: bool = False,
     seed: int = 0,
+    umt5: bool = False,
     **config: Any,
 ) -> Path:
     """Save a T5 encoder with random weights, as `T5EncoderModel.save_pretrained` does.
@@ -59,16 +60,20 @@ def t5_checkpoint(
         shard_size: largest shard, for example `"20KB"`; `None`: a single file.
         tokenizer: save a byte-level tokenizer beside it that ends each prompt with `</s>`, as T5's does.
         seed: of the weights.
+        umt5: save a UMT5, which has a table of position biases in every layer.
         config: further keys of `T5Config`, over `T5_DIMENSIONS`.
 
     Returns:
         The directory.
     """
-    from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
+    from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, UMT5Config, UMT5EncoderModel
 
     settings = {**T5_DIMENSIONS, "feed_forward_proj": "gated-gelu" if gated else "relu", **config}
-    model_config = T5Config(num_layers=layers, num_decoder_layers=1, **settings)
-    model = (T5ForConditionalGeneration if decoder else T5EncoderModel)(model_config)
+    if umt5:
+        model = UMT5EncoderModel(UMT5Config(num_layers=layers, num_decoder_layers=1, **settings))
+    else:
+        model_class = T5ForConditionalGeneration if decoder else T5EncoderModel
+        model = model_class(T5Config(num_layers=layers, num_decoder_layers=1, **settings))
     _save(model, directory, dtype, shard_size, seed)
     if tokenizer:
         byte_tokenizer(ending="$A </s>").save_pretrained(directory)

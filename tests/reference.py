@@ -25,7 +25,7 @@ def encode(
     *,
     rounded_to: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """`last_hidden_state` of a T5 or BERT checkpoint.
+    """`last_hidden_state` of a T5, UMT5 or BERT checkpoint.
 
     Args:
         checkpoint: its directory.
@@ -36,7 +36,7 @@ def encode(
     """
     model, original = _load(checkpoint)
     weights = {name: value.to(rounded_to).float() for name, value in original.items()}
-    run = {"t5": _run_t5, "bert": _run_bert}[model.config.model_type]
+    run = {"t5": _run_t5, "umt5": _run_umt5, "bert": _run_bert}[model.config.model_type]
     ids, mask = torch.from_numpy(input_ids), None if attention_mask is None else torch.from_numpy(attention_mask)
     with torch.inference_mode():
         model.load_state_dict(weights)
@@ -47,17 +47,30 @@ def encode(
 
 @cache
 def _load(checkpoint: Path) -> tuple[Any, dict[str, torch.Tensor]]:
-    from transformers import AutoConfig, BertModel, T5EncoderModel
+    from transformers import AutoConfig, BertModel, T5EncoderModel, UMT5EncoderModel
 
     family = AutoConfig.from_pretrained(checkpoint).model_type
-    model = {"t5": T5EncoderModel, "bert": BertModel}[family].from_pretrained(
+    model = {"t5": T5EncoderModel, "umt5": UMT5EncoderModel, "bert": BertModel}[family].from_pretrained(
         checkpoint, dtype=torch.float32, attn_implementation="eager"
     )
     return model.eval(), {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def _run_t5(
+def _run_umt5(
     model: Any, weights: dict[str, torch.Tensor], sources: Sources, ids: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """As T5, but the position bias goes along with its attention."""
+    return _run_t5(model, weights, sources, ids, mask, shared_bias=False)
+
+
+def _run_t5(
+    model: Any,
+    weights: dict[str, torch.Tensor],
+    sources: Sources,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    shared_bias: bool = True,
 ) -> torch.Tensor:
     """Surgery on the weights: T5 is pre-norm, so a sub-block whose output projection is zero adds nothing."""
     outputs = ("SelfAttention.o.weight", "DenseReluDense.wo.weight")
@@ -69,7 +82,7 @@ def _run_t5(
                 planned[here + outputs[kind]] = torch.zeros_like(weights[here + outputs[kind]])
                 continue
             for name in weights:
-                if name.startswith(here) and "relative_attention_bias" not in name:
+                if name.startswith(here) and not (shared_bias and "relative_attention_bias" in name):
                     planned[name] = weights[f"encoder.block.{source}.layer.{kind}." + name.removeprefix(here)]
     model.load_state_dict(planned)
     return model(input_ids=ids, attention_mask=mask).last_hidden_state

@@ -398,7 +398,7 @@ def test_an_unknown_architecture_lists_the_known_ones(copied: Path, model_type: 
     edit(copied / "config.json", lambda config: config.update(model_type=model_type))
     with pytest.raises(CheckpointError) as caught:
         recognise(open_checkpoint(copied))
-    assert f"unknown architecture {model_type!r}; known: bert, t5" in str(caught.value)
+    assert f"unknown architecture {model_type!r}; known: bert, t5, umt5" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [0, -1, "3", 3.0, True, None, [], {}, 10**12, 10**30])

@@ -26,7 +26,18 @@ from skrr_export.plan import Plan
 from skrr_export.rescale import HEADROOM, LARGEST, Maxima, measure_maxima, random_chunks
 from skrr_export.targets import open_target
 from tests import reference
-from tests.bundles import PLAN, SPECIAL_PLANS, examples, export, plans, random_ids, random_mask, relative_error, soften
+from tests.bundles import (
+    PLAN,
+    SPECIAL_PLANS,
+    examples,
+    export,
+    overflowing,
+    plans,
+    random_ids,
+    random_mask,
+    relative_error,
+    soften,
+)
 from tests.checkpoints import bert_checkpoint, t5_checkpoint
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
@@ -34,19 +45,6 @@ pytestmark = pytest.mark.usefixtures("remembered_traces")
 LAYERS = 4
 RANDOM = np.random.default_rng(0)
 IDS, MASK = random_ids(RANDOM, 3, 23), random_mask(RANDOM, 3, 23)
-RESIDUAL, INNER = 30_000.0, 3_000.0
-"""How many times as large the overflowing encoder's residual stream and gated product are; no powers of two."""
-
-
-def overflowing(checkpoint: Path) -> Path:
-    """Make a T5 that computes the same in fp32, but for the epsilon of its norms, on far larger activations."""
-    weights = load_file(checkpoint / "model.safetensors")
-    factors = {"shared.weight": RESIDUAL, ".o.weight": RESIDUAL, ".wo.weight": RESIDUAL / INNER}
-    factors |= dict.fromkeys((".wi_1.weight", ".wi.weight"), INNER)
-    for name in weights:
-        weights[name] *= next((factor for end, factor in factors.items() if name.endswith(end)), 1.0)
-    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    return checkpoint
 
 
 @pytest.fixture(scope="module", params=["gated", "plain"])

@@ -12,6 +12,7 @@ from skrr_export.dtypes import READABLE
 from skrr_export.encoders.base import Encoder, Shape, Step, parameter_shapes
 from skrr_export.encoders.bert import BertEncoder
 from skrr_export.encoders.t5 import T5Encoder
+from skrr_export.encoders.umt5 import UMT5Encoder
 from skrr_export.errors import BundleError, CheckpointError
 from skrr_export.plan import Plan
 from skrr_export.tensorfile import PAD_PREFIX, StoredTensor
@@ -21,7 +22,7 @@ __all__ = [
     "recognise", "select", "wrong_weights",
 ]  # fmt: skip
 
-FAMILIES: Mapping[str, type[Encoder]] = {family.family: family for family in (T5Encoder, BertEncoder)}
+FAMILIES: Mapping[str, type[Encoder]] = {family.family: family for family in (T5Encoder, UMT5Encoder, BertEncoder)}
 """Known families by the `model_type` of their configuration."""
 
 

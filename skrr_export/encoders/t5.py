@@ -195,16 +195,16 @@ class PositionBias(nn.Module):
         self.exact = self.side // 2  # distances that have a bucket of their own
         self.edges = bucket_edges(self.side, encoder.max_distance)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        length = input_ids.shape[1]
-        offset = torch.arange(1 - length, length, device=input_ids.device)  # key - query, every value once
+    def forward(self, like: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        length = like.shape[1]  # [batch, sequence, ...]
+        offset = torch.arange(1 - length, length, device=like.device)  # key - query, every value once
         distance = offset.abs()
         far = torch.full_like(distance, self.exact)
         for edge in self.edges:
             far = far + (distance >= edge).long()
         bucket = torch.where(distance < self.exact, distance, far) + (offset > 0).long() * self.side
         by_offset = F.embedding(bucket, self.weight).t()  # [heads, 2 * sequence - 1]
-        position = torch.arange(length, device=input_ids.device)
+        position = torch.arange(length, device=like.device)
         index = position[None, :] - position[:, None] + (length - 1)
         bias = by_offset.index_select(1, index.flatten()).reshape(1, -1, length, length)
         if attention_mask is None:

@@ -95,6 +95,8 @@ def apply_plan(model: Any, plan: Plan) -> None:
     """Make a transformers encoder run a plan."""
     if plan.family == "t5":
         _apply_to_t5(model.encoder.block, plan)
+    elif plan.family == "umt5":
+        _apply_to_umt5(model.encoder.block, plan)
     elif plan.family == "bert":
         _apply_to_bert(model.encoder.layer, plan)
     else:
@@ -128,17 +130,25 @@ class _T5Attention(nn.Module):
         return self.source(hidden, attention_mask=attention_mask, position_bias=position_bias, **rest)
 
 
+def _apply_to_umt5(blocks: Any, plan: Plan) -> None:
+    attention = [block.layer[0] for block in blocks]
+    feed_forward = [block.layer[-1] for block in blocks]
+    for block, (attention_source, feed_forward_source) in zip(blocks, plan.sources, strict=True):
+        block.layer[0] = _SkippedAttention() if attention_source is None else attention[attention_source]
+        block.layer[-1] = nn.Identity() if feed_forward_source is None else feed_forward[feed_forward_source]
+
+
 def _apply_to_bert(layers: Any, plan: Plan) -> None:
     originals = [(layer.attention, layer.intermediate, layer.output) for layer in layers]
     for layer, (attention, feed_forward) in zip(layers, plan.sources, strict=True):
-        layer.attention = _BertSkippedAttention() if attention is None else originals[attention][0]
+        layer.attention = _SkippedAttention() if attention is None else originals[attention][0]
         if feed_forward is None:
             layer.intermediate, layer.output = nn.Identity(), _BertSkippedOutput()
         else:
             _, layer.intermediate, layer.output = originals[feed_forward]
 
 
-class _BertSkippedAttention(nn.Module):
+class _SkippedAttention(nn.Module):
     def forward(self, hidden: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
         return hidden, None
 
@@ -154,7 +164,7 @@ def _model_class(config: Any) -> Any:
     logging: Any = transformers.logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    classes = {"t5": transformers.T5EncoderModel, "bert": transformers.BertModel}
+    classes = {"t5": transformers.T5EncoderModel, "umt5": transformers.UMT5EncoderModel, "bert": transformers.BertModel}
     if config.model_type not in classes:
         raise CheckpointError(f"no reference for the architecture '{config.model_type}'")
     return classes[config.model_type]
