@@ -55,7 +55,13 @@ _HOMES = {
 
 
 def open_session(
-    bundle: str | Path, *, target: str = "onnx", device: str = "cpu", mode: str = "mapped", threads: int | None = None
+    bundle: str | Path,
+    *,
+    target: str = "onnx",
+    device: str = "cpu",
+    mode: str = "mapped",
+    threads: int | None = None,
+    runtime: str = "default",
 ) -> Session:
     """Open a bundle and load one of its targets.
 
@@ -65,6 +71,8 @@ def open_session(
         device: `cpu` or `cuda`.
         mode: on a CPU, `mapped` (least memory) or `prepacked` (fastest).
         threads: for the operators of one call; default: the runtime's own choice.
+        runtime: how ONNX Runtime runs it: as it is (`default`), `decomposed` into basic operators, or with NVIDIA's
+            plugin `tensorrt-rtx`.
 
     Raises:
         SkrrError: it cannot be loaded.
@@ -72,7 +80,7 @@ def open_session(
     from skrr_export.bundle import open_bundle
     from skrr_export.targets import open_target
 
-    return open_target(open_bundle(bundle), target, device=device, mode=mode, threads=threads)
+    return open_target(open_bundle(bundle), target, device=device, mode=mode, threads=threads, runtime=runtime)
 
 
 def __getattr__(name: str) -> Any:

@@ -22,12 +22,12 @@ from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
 from skrr_export.staging import StagedDirectory
 from skrr_export.targets import TARGETS
-from skrr_export.targets.base import Source
-from skrr_export.targets.tensorrt.options import EngineOptions
+from skrr_export.targets.tensorrt.options import FLAVOURS, EngineOptions
 from skrr_export.tensorfile import Layout
 
 if TYPE_CHECKING:
     from skrr_export.encoders import Encoder, Selection
+    from skrr_export.targets.base import Source
 
 MAX_SIZE = 1 << 20
 """Largest batch or sequence that can be fixed."""
@@ -129,7 +129,8 @@ def export_checkpoint(
 
         for target in options.targets:
             check_target(target, job.dtype, job.preset, options.engine)
-        stage.require_space(job.layout.nbytes)
+        copies = 1 + sum(target in FLAVOURS for target in options.targets)  # an engine has its own
+        stage.require_space(copies * job.layout.nbytes)
         rescaled = UNCHANGED
         if job.dtype is FP16 and options.rescale:
             rescaled = rescale(
@@ -188,6 +189,8 @@ def _prepare(location: str | Path, options: ExportOptions) -> _Job:
 
 
 def _source(job: _Job, encoder: Encoder, weights: Path) -> Source:
+    from skrr_export.targets.base import Source
+
     return Source(
         encoder=encoder,
         plan=job.plan,

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from skrr_export.cli.output import Output, output_options
+from skrr_export.targets import RUNTIMES
 
 
 @click.command()
@@ -26,6 +27,13 @@ from skrr_export.cli.output import Output, output_options
     type=click.Choice(["mapped", "prepacked"]),
     help="mapped: least memory; prepacked: fastest.",
 )
+@click.option(
+    "--runtime",
+    default="default",
+    show_default=True,
+    type=click.Choice(RUNTIMES),
+    help="Of ONNX Runtime; decomposed: in basic operators, where it lacks one; tensorrt-rtx: NVIDIA's plugin.",
+)
 @output_options
 def command(
     bundle: Path,
@@ -35,6 +43,7 @@ def command(
     target: str,
     device: str,
     mode: str,
+    runtime: str,
     output: Output,
 ) -> None:
     """Encode prompts with a bundle, as its pipeline would.
@@ -58,7 +67,7 @@ def command(
     opened = open_bundle(bundle)
     with output.progress() as progress:
         opened.check_hashes(progress)
-        session = open_target(opened, target, device=device, mode=mode)
+        session = open_target(opened, target, device=device, mode=mode, runtime=runtime)
         arrays = encode_prompts(session, every, progress=progress)
     for note in session.notes:
         output.warn(note)

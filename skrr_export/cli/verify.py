@@ -9,6 +9,7 @@ import click
 
 from skrr_export.cli.output import Output, output_options
 from skrr_export.measure.limits import QUANTILES
+from skrr_export.targets import RUNTIMES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 @click.option("--to", "target", default="onnx", show_default=True, help="Target to verify.")
 @click.option("--prompts", "prompts_file", type=click.Path(path_type=Path), help="Prompts, one a line; default: ours.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where to run.")
+@click.option(
+    "--runtime",
+    default="default",
+    show_default=True,
+    type=click.Choice(RUNTIMES),
+    help="Of ONNX Runtime; decomposed: in basic operators, where it lacks one; tensorrt-rtx: NVIDIA's plugin.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the random token ids.")
 @output_options
 def command(
@@ -32,6 +40,7 @@ def command(
     target: str,
     prompts_file: Path | None,
     device: str,
+    runtime: str,
     seed: int,
     output: Output,
 ) -> None:
@@ -57,7 +66,7 @@ def command(
     opened = open_bundle(bundle)
     with output.progress() as progress:
         opened.check_hashes(progress)
-        session = open_target(opened, target, device=device)
+        session = open_target(opened, target, device=device, runtime=runtime)
         report = verify(opened, session, prompts, reference=directory, seed=seed, progress=progress)
     verdict = ("passed", "green") if report.passed else ("FAILED", "red")
     output.result(

@@ -12,10 +12,18 @@ if TYPE_CHECKING:
 
 TARGETS = ("onnx", "pt2", "aoti", "tensorrt-rtx", "tensorrt")
 """Known formats."""
+RUNTIMES = ("default", "decomposed", "tensorrt-rtx")
+"""Ways for ONNX Runtime to run the target `onnx`; see `OnnxSession`."""
 
 
 def open_target(
-    bundle: Bundle, target: str = "onnx", *, device: str = "cpu", mode: str = "mapped", threads: int | None = None
+    bundle: Bundle,
+    target: str = "onnx",
+    *,
+    device: str = "cpu",
+    mode: str = "mapped",
+    threads: int | None = None,
+    runtime: str = "default",
 ) -> Session:
     """Load a target of a bundle.
 
@@ -25,6 +33,7 @@ def open_target(
         device: `cpu` or `cuda`.
         mode: for the target `onnx`: see `OnnxSession`.
         threads: for the operators of one call, for the target `onnx`; what torch runs takes as many as torch is told.
+        runtime: one of `RUNTIMES`, for the target `onnx`.
 
     Raises:
         BundleError: the bundle was not exported to that target, or it cannot be loaded.
@@ -36,9 +45,9 @@ def open_target(
     if target == "onnx":
         from skrr_export.targets.onnx.session import OnnxSession
 
-        return OnnxSession(bundle, device=device, mode=mode, threads=threads)
-    if mode != "mapped" or threads is not None:
-        raise InputError(f"modes and threads are ONNX Runtime's; the target {target} has none")
+        return OnnxSession(bundle, device=device, mode=mode, threads=threads, runtime=runtime)
+    if mode != "mapped" or threads is not None or runtime != "default":
+        raise InputError(f"modes, threads and runtimes are ONNX Runtime's; the target {target} has none")
     if target == "pt2":
         from skrr_export.targets.torch_export.session import ProgramSession
 

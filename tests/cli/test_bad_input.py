@@ -119,7 +119,10 @@ def test_no_weights(refuse: Refuse, checkpoint: Path) -> None:
 
 def test_an_unknown_architecture(refuse: Refuse, checkpoint: Path) -> None:
     edit(checkpoint / "config.json", lambda config: config.update(model_type="llama"))
-    assert refuse("export", checkpoint, "-o", "out") == f"{checkpoint}: unknown architecture 'llama'; known: bert, t5, umt5"
+    assert (
+        refuse("export", checkpoint, "-o", "out")
+        == f"{checkpoint}: unknown architecture 'llama'; known: bert, t5, umt5"
+    )
 
 
 def test_pickled_weights_only(refuse: Refuse, checkpoint: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import onnxruntime
 import pytest
 
 from skrr_export.bundle import Bundle
+from skrr_export.errors import DependencyError
 from skrr_export.measure.fidelity import Deviation, DeviationMeter
 from skrr_export.measure.limits import LIMITS
 from skrr_export.measure.verify import verify
+from skrr_export.targets.onnx import plugin
 from skrr_export.targets.onnx.session import OnnxSession
 from tests.bundles import PLAN, export, random_ids, random_mask, soften
 from tests.checkpoints import bert_checkpoint, t5_checkpoint
@@ -44,13 +47,11 @@ def _deviation(ours: np.ndarray, reference: np.ndarray) -> Deviation:
     return meter.result()
 
 
-def test_cuda_equals_cpu_within_the_limits(bundle: Bundle) -> None:
+def _check_against_cpu(session: OnnxSession, bundle: Bundle) -> None:
     random = np.random.default_rng(0)
     ids, mask = random_ids(random, 3, 60), random_mask(random, 3, 60)
-    cuda = OnnxSession(bundle, device="cuda")
-    assert cuda.computes_in is bundle.manifest.dtype
-    assert cuda.notes == ()
-    ours = cuda.encode(ids, mask)["last_hidden_state"]
+    assert session.computes_in is bundle.manifest.dtype
+    ours = session.encode(ids, mask)["last_hidden_state"]
     deviation = _deviation(ours, OnnxSession(bundle).encode(ids, mask)["last_hidden_state"])
     limits = LIMITS[bundle.manifest.dtype.name]
     assert deviation.nonfinite == 0
@@ -61,14 +62,35 @@ def test_cuda_equals_cpu_within_the_limits(bundle: Bundle) -> None:
     assert ours.dtype == (np.float16 if bundle.manifest.dtype.name == "fp16" else np.float32)
 
 
+@pytest.mark.parametrize("runtime", ["default", "decomposed"])
+def test_cuda_equals_cpu_within_the_limits(runtime: str, bundle: Bundle) -> None:
+    session = OnnxSession(bundle, device="cuda", runtime=runtime)
+    _check_against_cpu(session, bundle)
+    # Where this ONNX Runtime lacks a kernel, the default decomposes on its own and says so.
+    assert not session.notes or (runtime == "default" and "run decomposed" in session.notes[0])
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec(plugin.MODULE) is None, reason=f"the plugin is not installed: pip install {plugin.PACKAGE}"
+)
+def test_plugin_equals_cpu_within_the_limits(bundle: Bundle) -> None:
+    try:
+        session = OnnxSession(bundle, device="cuda", runtime="tensorrt-rtx")
+    except DependencyError as error:
+        pytest.skip(str(error))  # not for this GPU
+    assert session._session.get_providers()[0] == "NvTensorRTRTXExecutionProvider"
+    _check_against_cpu(session, bundle)
+
+
 def test_nothing_falls_back_to_the_cpu(bundle: Bundle) -> None:
     assert OnnxSession(bundle, device="cuda")._session.get_providers()[0] == "CUDAExecutionProvider"
 
 
-def test_row_masked_whole_is_finite(bundle: Bundle) -> None:
+@pytest.mark.parametrize("runtime", ["default", "decomposed"])
+def test_row_masked_whole_is_finite(runtime: str, bundle: Bundle) -> None:
     ids, mask = random_ids(np.random.default_rng(0), 2, 9), np.ones((2, 9), np.int64)
     mask[1] = 0
-    assert np.isfinite(OnnxSession(bundle, device="cuda").encode(ids, mask)["last_hidden_state"]).all()
+    assert np.isfinite(OnnxSession(bundle, device="cuda", runtime=runtime).encode(ids, mask)["last_hidden_state"]).all()
 
 
 def test_verify_passes_on_the_gpu(bundle: Bundle, checkpoint: Path) -> None:

@@ -131,7 +131,12 @@ def test_padding_that_is_masked_changes_no_token(session: OnnxSession) -> None:
 @pytest.mark.parametrize("kind", ["t5", "t5, bf16", "t5, fp16", "bert"])
 def test_modes_and_threads_agree(kind: str, bundles: dict[str, Bundle]) -> None:
     usual = _hidden(OnnxSession(bundles[kind]), IDS, MASK)
-    for options in ({"mode": "prepacked"}, {"threads": 1}, {"threads": 2, "mode": "prepacked"}):
+    for options in (
+        {"mode": "prepacked"},
+        {"threads": 1},
+        {"threads": 2, "mode": "prepacked"},
+        {"runtime": "decomposed"},
+    ):
         assert relative_error(_hidden(OnnxSession(bundles[kind], **options), IDS, MASK), usual) < TOLERANCE
 
 
@@ -149,6 +154,9 @@ def test_options_reach_the_runtime(bundles: dict[str, Bundle]) -> None:
     [
         ({"device": "tpu"}, "unknown device 'tpu'; known: cpu, cuda"),
         ({"mode": "fast"}, "unknown mode 'fast'; known: mapped, prepacked"),
+        ({"runtime": "openvino"}, "unknown runtime 'openvino'; known: default, decomposed, tensorrt-rtx"),
+        ({"target": "pt2", "runtime": "decomposed"}, "runtimes are ONNX Runtime's; the target pt2 has none"),
+        ({"target": "tensorrt-rtx", "runtime": "tensorrt-rtx"}, "the target tensorrt-rtx has none"),
         ({"target": "coreml"}, "unknown target 'coreml'; known: onnx, pt2, aoti, tensorrt-rtx, tensorrt"),
         ({"threads": 0}, "threads must be at least 1, not 0"),
         ({"threads": -1}, "threads must be at least 1, not -1"),
