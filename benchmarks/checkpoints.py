@@ -57,8 +57,11 @@ class Shape:
 SHAPES = {
     "large": Shape(layers=24, width=1024, heads=16, d_kv=64, d_ff=2816, vocab=32128),
     "xxl": Shape(layers=24, width=4096, heads=64, d_kv=64, d_ff=10240, vocab=32128, dtype="bf16", shards=4),
+    "base": Shape(layers=12, width=768, heads=12, d_kv=64, d_ff=2048, vocab=32128),
+    "tiny": Shape(layers=24, width=64, heads=4, d_kv=16, d_ff=256, vocab=512),
 }
-"""Shapes of google/t5-v1_1-large (fp32) and of the T5-XXL encoder that image pipelines ship (bf16)."""
+"""Shapes of google/t5-v1_1-large and -base (fp32) and of the T5-XXL encoder that image pipelines ship (bf16), and one
+to try a benchmark with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,23 @@ def tensor_specs(shape: Shape) -> list[TensorSpec]:
 def parameter_count(shape: Shape) -> int:
     """Number of parameters of an encoder."""
     return sum(spec.elements for spec in tensor_specs(shape))
+
+
+def unit_parameters(shape: Shape, unit: int) -> int:
+    """Parameters that dropping a unit saves; the table of position biases serves every layer and stays."""
+    prefix = f"encoder.block.{unit // 2}.layer.{unit % 2}."
+    specs = (spec for spec in tensor_specs(shape) if spec.name.startswith(prefix))
+    return sum(spec.elements for spec in specs if "relative_attention_bias" not in spec.name)
+
+
+def resized(shape: Shape, *, layers: int | None = None, width: int | None = None) -> Shape:
+    """The shape with another depth, or narrower in proportion and then in one file; `None`: as it is."""
+    if layers is not None:
+        shape = replace(shape, layers=layers)
+    if width is None or width == shape.width:
+        return shape
+    heads, d_ff = (max(1, size * width // shape.width) for size in (shape.heads, shape.d_ff))
+    return replace(shape, width=width, heads=heads, d_ff=d_ff, shards=1)
 
 
 class Noise:

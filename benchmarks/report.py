@@ -1,7 +1,8 @@
-"""What the benchmarks print and write: aligned tables, and JSON records of every run."""
+"""What the benchmarks print and write: aligned tables, and JSON records of every run; and where they write it."""
 
 from __future__ import annotations
 
+import argparse
 import datetime as dt
 import json
 import os
@@ -9,8 +10,22 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from environments import cache_directory
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+def add_work_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--work` and `--json`, for the benchmarks that compare no exporters."""
+    parser.add_argument(
+        "--work",
+        type=lambda text: Path(text).resolve(),
+        default=cache_directory() / "work",
+        metavar="DIR",
+        help="for checkpoints and outputs (default: %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="for the records of all runs (default: in DIR)")
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: str = "") -> None:

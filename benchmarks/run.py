@@ -133,10 +133,10 @@ class Inputs:
     mask: Path
 
 
-def make_inputs(directory: Path, name: str, tokens: int, unmasked: int) -> Inputs:
+def make_inputs(directory: Path, name: str, tokens: int, unmasked: int, vocab: int = SHAPES["large"].vocab) -> Inputs:
     """Random ids of which the first `unmasked` count; the rest are padding, as a tokenizer would pad."""
     directory.mkdir(parents=True, exist_ok=True)
-    ids = np.random.default_rng(tokens).integers(2, SHAPES["large"].vocab, (1, tokens), dtype=np.int64)
+    ids = np.random.default_rng(tokens).integers(2, vocab, (1, tokens), dtype=np.int64)
     mask = np.zeros_like(ids)
     mask[:, :unmasked] = 1
     inputs = Inputs(directory / f"{name}-ids.npy", directory / f"{name}-mask.npy")
@@ -165,6 +165,19 @@ def difference(reference: Path, output: Path, tokens: int) -> float:
     if expected.shape != got.shape or not np.isfinite(got).all():
         return float("inf")
     return float(np.abs(expected - got)[:, :tokens].max())
+
+
+def relative_error(reference: Path, output: Path) -> float:
+    """Norm of the difference of two outputs over the norm of the first; infinite if shapes differ or one is a NaN."""
+    expected, got = np.load(reference).astype(np.float64), np.load(output).astype(np.float64)
+    if expected.shape != got.shape or not np.isfinite(got).all():
+        return float("inf")
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """The coefficient of variation."""
+    return statistics.pstdev(seconds) / statistics.mean(seconds)
 
 
 def compare_outputs(subjects: Sequence[Subject], workers: Sequence[Worker], inputs: Inputs, tokens: int) -> list[float]:
@@ -234,7 +247,7 @@ def table_row(subject: Subject, eager: Subject) -> list[str]:
 
 def print_results(subjects: Sequence[Subject], runs: int) -> None:
     """Print the table of latency and memory."""
-    spreads = [statistics.pstdev(times) / statistics.mean(times) for s in subjects for times in s.seconds.values()]
+    spreads = [spread(times) for subject in subjects for times in subject.seconds.values()]
     unsteady = (
         "\nThe machine was not idle: do not quote these latencies." if statistics.median(spreads) > STEADY else ""
     )

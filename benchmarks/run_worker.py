@@ -24,8 +24,8 @@ Encode = Callable[[Ids, Ids], npt.NDArray[Any]]
 """Takes input ids and attention mask, both `[batch, tokens]`; returns `last_hidden_state`."""
 
 
-def open_eager(path: Path, threads: int) -> Callable[[], Encode]:
-    """PyTorch as transformers runs it."""
+def open_eager(path: Path, threads: int, dtype: str | None = None) -> Callable[[], Encode]:
+    """PyTorch as transformers runs it, in the precision of the checkpoint or in another."""
     import torch
     from transformers import AutoConfig, AutoModel, T5EncoderModel
 
@@ -33,12 +33,14 @@ def open_eager(path: Path, threads: int) -> Callable[[], Encode]:
 
     def load() -> Encode:
         encoder = T5EncoderModel if AutoConfig.from_pretrained(path).model_type == "t5" else AutoModel
-        model = encoder.from_pretrained(path)
+        model = encoder.from_pretrained(path, **({} if dtype is None else {"dtype": getattr(torch, dtype)}))
 
         def encode(ids: Ids, mask: Ids) -> npt.NDArray[Any]:
             with torch.inference_mode():
                 output = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
-            result: npt.NDArray[Any] = output.last_hidden_state.numpy()
+            # NumPy has no bf16; another precision is left as it is.
+            hidden = output.last_hidden_state
+            result: npt.NDArray[Any] = (hidden.float() if hidden.dtype is torch.bfloat16 else hidden).numpy()
             return result
 
         return encode
@@ -81,11 +83,29 @@ def open_bundle(path: Path, threads: int, mode: str) -> Callable[[], Encode]:
     return load
 
 
+def open_compiled(path: Path, threads: int, target: str) -> Callable[[], Encode]:
+    """A bundle of ours, run by torch."""
+    import torch
+
+    import skrr_export
+
+    torch.set_num_threads(threads)
+
+    def load() -> Encode:
+        session = skrr_export.open_session(path, target=target)
+        return lambda ids, mask: session.encode(ids, mask)["last_hidden_state"]
+
+    return load
+
+
 OPENERS: dict[str, Callable[[Path, int], Callable[[], Encode]]] = {
     "eager": open_eager,
+    "eager-bf16": lambda path, threads: open_eager(path, threads, "bfloat16"),
     "onnx": open_onnx,
     "mapped": lambda path, threads: open_bundle(path, threads, "mapped"),
     "prepacked": lambda path, threads: open_bundle(path, threads, "prepacked"),
+    "pt2": lambda path, threads: open_compiled(path, threads, "pt2"),
+    "aoti": lambda path, threads: open_compiled(path, threads, "aoti"),
 }
 
 
