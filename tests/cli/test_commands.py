@@ -201,6 +201,9 @@ def test_an_export_says_what_it_made(run: Run, folder: Path, plan_file: Path, t5
         "sparsity": 1 - kept / total,
         "total_parameters": total,
         "kept_parameters": kept,
+        "rescaling": None,
+        "targets": manifest["targets"],
+        "reports": {},
         "warnings": [],
     }
     assert contents(folder / "out") == contents(bundle)  # the same as through the library
@@ -259,7 +262,7 @@ def test_inspecting_gives_the_manifest(run: Run, bundle: Path) -> None:
     assert printed == json.loads((bundle / "manifest.json").read_text())
     assert printed.keys() == {
         *("format", "encoder", "plan", "pipeline", "dtype", "inputs", "outputs", "parameters"),
-        *("targets", "files", "tools"),
+        *("rescaling", "targets", "files", "tools"),
     }
 
 
