@@ -87,6 +87,14 @@ def test_bert(tmp_path: Path) -> None:
 
 
 @needs_rtx
+def test_an_encoder_of_the_size_of_clip(tmp_path: Path) -> None:
+    """12 layers x 768, 49,408 words, 77 tokens, as CLIP-L's text encoder; a BERT, for CLIP is no family of ours yet."""
+    sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "vocab_size": 49408}
+    checkpoint = bert_checkpoint(tmp_path / "checkpoint", layers=12, max_position_embeddings=77, **sizes)
+    _check_engine(_export(checkpoint, tmp_path / "bundle", dtype="bf16", batch=1, sequence=77))
+
+
+@needs_rtx
 def test_head_size_that_no_power_of_two_divides(tmp_path: Path) -> None:
     _check_engine(_export(t5_checkpoint(tmp_path / "checkpoint", layers=4), tmp_path / "bundle", PLAN, dtype="fp16"))
 
