@@ -78,5 +78,6 @@ def _compile(source: Source, device: torch.device) -> bytes:
                 program, package_path=str(package), inductor_configs={"aot_inductor.package_constants_in_so": False}
             )
         except Exception as error:  # the compiler's own kinds, of which there are many
-            raise SkrrError(f"AOTInductor cannot compile this encoder for {device.type}: {error}") from error
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]  # else the compiler's whole output
+            raise SkrrError(f"AOTInductor cannot compile this encoder for {device.type}: {why}") from error
         return package.read_bytes()
