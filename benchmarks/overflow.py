@@ -271,9 +271,10 @@ def main() -> None:
     xxl = SHAPES["xxl"]
     extra = 2 * xxl.layers * xxl.width * xxl.d_ff
     print(
-        f"\n{machine_line()}. {arguments.prompts} prompts of random ids, at most {arguments.tokens} tokens, unpadded.\n"
-        "|d|: quantiles of the absolute error; outputs have a standard deviation of about one. Head-room: how many\n"
-        "times the largest activation, as measured by the export on other ids, goes into what fp16 can hold.\n"
+        f"\n{machine_line()}. {arguments.prompts} prompts of random ids, at most {arguments.tokens} tokens.\n"
+        "Rows of padding do not count. |d|: quantiles of the absolute error; outputs have a standard deviation\n"
+        "of about one. Head-room: how many times the largest activation, as measured by the export on other ids,\n"
+        "goes into what fp16 can hold.\n"
         f"Keeping wo in fp32, as transformers does, takes {extra / 1e9:.1f} GB more on a T5-XXL: "
         f"{xxl.layers} x {xxl.width} x {xxl.d_ff} x 2 bytes."
     )
