@@ -22,7 +22,7 @@ from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
 from skrr_export.staging import StagedDirectory
 from skrr_export.targets import TARGETS
-from skrr_export.targets.tensorrt.options import FLAVOURS, EngineOptions
+from skrr_export.targets.tensorrt.options import ENGINES, EngineOptions
 from skrr_export.tensorfile import Layout
 
 if TYPE_CHECKING:
@@ -125,11 +125,11 @@ def export_checkpoint(
 
         from skrr_export.bake import bake
         from skrr_export.rescale import UNCHANGED, rescale
-        from skrr_export.targets.building import build_target, check_target
+        from skrr_export.targets.building import build_targets, check_target
 
         for target in options.targets:
             check_target(target, job.dtype, job.preset, options.engine)
-        copies = 1 + sum(target in FLAVOURS for target in options.targets)  # an engine has its own
+        copies = 1 + sum(target in ENGINES for target in options.targets)  # an engine has its own
         stage.require_space(copies * job.layout.nbytes)
         rescaled = UNCHANGED
         if job.dtype is FP16 and options.rescale:
@@ -142,23 +142,20 @@ def export_checkpoint(
         file.flush()
         source = _source(job, job.encoder.rescaled(rescaled.rescaling), Path(f"/proc/self/fd/{file.fileno()}"))
         files = {WEIGHTS: FileEntry(baked.sha256, baked.nbytes)}
-        targets, reports = {}, {}
+        built = build_targets(options.targets, source, inline=options.inline, engine=options.engine, progress=progress)
         contents = _companions(job.checkpoint, source.encoder)
-        for target in options.targets:
-            built = build_target(target, source, inline=options.inline, engine=options.engine, progress=progress)
-            targets[target] = built.entry
-            reports[target] = built.report
-            contents |= built.files
+        for each in built.values():
+            contents |= each.files
         for name, content in contents.items():
             stage.write(name, content)
             files[name] = FileEntry(hashlib.sha256(content).hexdigest(), len(content))
         rescaling = rescaled.describe(baked.subnormal)
-        manifest = _manifest(job, targets, files, rescaling)
+        manifest = _manifest(job, {target: each.entry for target, each in built.items()}, files, rescaling)
         stage.write(MANIFEST, manifest.to_json().encode())
         progress("flushing to disk", baked.nbytes, baked.nbytes)
     dense_nbytes = manifest.total_parameters * manifest.dtype.itemsize
     warnings = (*job.warnings, *baked.warnings, *rescaled.warnings)
-    reports = {target: report for target, report in reports.items() if report}
+    reports = {target: each.report for target, each in built.items() if each.report}
     return Exported(Bundle(Path(output), manifest), warnings, reports, dense_nbytes)
 
 

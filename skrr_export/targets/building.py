@@ -1,12 +1,15 @@
-"""Build any target by its name."""
+"""Build targets by their names."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
 
 from skrr_export.dtypes import DType
 from skrr_export.pipelines import Preset
 from skrr_export.progress import Progress, silent
 from skrr_export.targets.base import Built, Source
-from skrr_export.targets.tensorrt.options import FLAVOURS, EngineOptions
+from skrr_export.targets.tensorrt.options import ENGINES, EngineOptions
 
 
 def check_target(target: str, dtype: DType, preset: Preset, engine: EngineOptions) -> None:
@@ -20,56 +23,67 @@ def check_target(target: str, dtype: DType, preset: Preset, engine: EngineOption
         from skrr_export.targets.aot_inductor import package
 
         package.check()
-    if target in FLAVOURS:
+    if target in ENGINES:
         from skrr_export.targets.tensorrt import build
 
         build.check(target, dtype, preset, engine)
 
 
-def build_target(
-    target: str, source: Source, *, inline: bool, engine: EngineOptions, progress: Progress = silent
-) -> Built:
-    """Build a target.
+def build_targets(
+    targets: Sequence[str], source: Source, *, inline: bool, engine: EngineOptions, progress: Progress = silent
+) -> dict[str, Built]:
+    """Build targets, each by its name.
 
     Args:
-        target: one of `skrr_export.targets.TARGETS`.
+        targets: of `skrr_export.targets.TARGETS`.
         source: what to build from.
         inline: no model-local functions in an ONNX graph.
         engine: how to build an engine.
         progress: told how far it is.
 
     Raises:
-        SkrrError: it cannot be built.
+        SkrrError: one cannot be built.
     """
-    progress(f"tracing for {target}", 0, 1)
-    if target == "onnx":
-        return _onnx(source, inline=inline)
-    if target == "pt2":
-        from skrr_export.targets.torch_export import program
+    graph = cache(lambda: _graph(source))  # traced once, for the target onnx and for engines
+    built = {}
+    for target in targets:
+        progress(f"tracing for {target}", 0, 1)
+        if target == "onnx":
+            built[target] = _onnx(graph(), inline=inline)
+        elif target == "pt2":
+            from skrr_export.targets.torch_export import program
 
-        return program.build(source)
-    if target in FLAVOURS:
-        from skrr_export.targets.tensorrt import build
+            built[target] = program.build(source)
+        elif target == "aoti":
+            from skrr_export.targets.aot_inductor import package
 
-        graph = _onnx(source, inline=True)  # a function called twice would give two layers one name
-        return build.build(target, source, graph.files[graph.entry["file"]], engine, progress)
-    from skrr_export.targets.aot_inductor import package
+            built[target] = package.build(source, progress)
+        else:
+            from skrr_export.targets.onnx.graph import inline as inlined
+            from skrr_export.targets.tensorrt import build
 
-    return package.build(source, progress)
+            # Inlined: a function called twice would give two layers one name.
+            built[target] = build.build(target, source, inlined(graph()), engine, progress)
+    return built
 
 
-def _onnx(source: Source, *, inline: bool) -> Built:
+def _graph(source: Source) -> bytes:
     from skrr_export.targets.onnx import graph
-    from skrr_export.targets.onnx.trace import OPSET
 
-    content = graph.build(
+    return graph.build(
         source.encoder,
         source.plan,
         source.layout,
         source.dtype,
         masked=source.preset.masked,
         sizes=(source.batch or "batch", source.sequence or "sequence"),
-        inline=inline,
     )
+
+
+def _onnx(content: bytes, *, inline: bool) -> Built:
+    from skrr_export.targets.onnx import graph
+    from skrr_export.targets.onnx.trace import OPSET
+
+    content = graph.inline(content) if inline else content
     entry = {"file": graph.GRAPH, "opset": OPSET, "functions": not inline}
     return Built(files={graph.GRAPH: content}, entry=entry)

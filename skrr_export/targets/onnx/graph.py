@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common
 
@@ -30,7 +31,6 @@ def build(
     *,
     masked: bool,
     sizes: Shape = ("batch", "sequence"),
-    inline: bool = False,
 ) -> bytes:
     """Make the graph.
 
@@ -41,7 +41,6 @@ def build(
         dtype: element type of weights and activations.
         masked: whether the graph has an `attention_mask` input.
         sizes: the batch and the sequence axis, each a fixed length or its name.
-        inline: write every call out, for consumers without functions.
 
     Returns:
         The serialized `onnx.ModelProto`.
@@ -80,8 +79,17 @@ def build(
         producer_name="skrr-export",
         functions=list(functions.values()),
     )
-    if inline:
-        onnx_ir.passes.common.InlinePass()(model)
+    return _serialized(model)
+
+
+def inline(graph: bytes) -> bytes:
+    """Write every call of a graph out, for consumers without functions."""
+    model = ir.from_proto(onnx.ModelProto.FromString(graph))
+    onnx_ir.passes.common.InlinePass()(model)
+    return _serialized(model)
+
+
+def _serialized(model: ir.Model) -> bytes:
     content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return content
 

@@ -12,7 +12,7 @@ from skrr_export.errors import InputError
 if TYPE_CHECKING:
     from skrr_export.pipelines import Preset
 
-FLAVOURS = ("tensorrt-rtx", "tensorrt")
+ENGINES = ("tensorrt-rtx", "tensorrt")
 """The targets that are built by TensorRT: for GeForce and workstation GPUs, without one; and for the GPU at hand."""
 COMPUTE_CAPABILITIES = ("75", "80", "86", "89", "120", "121")
 """That TensorRT-RTX builds for: Turing, Ampere (A100; RTX 30), Ada (RTX 40), Blackwell (RTX 50; DGX Spark)."""
