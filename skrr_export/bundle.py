@@ -15,7 +15,7 @@ from skrr_export.errors import BundleError, CheckpointError, PlanError
 from skrr_export.pipelines import Preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
-from skrr_export.tensorfile import StoredTensor, read_header
+from skrr_export.tensorfile import PAD_PREFIX, StoredTensor, read_header
 
 FORMAT = "skrr-bundle/1"
 MANIFEST = "manifest.json"
@@ -209,6 +209,14 @@ class Bundle:
             return read_header(self.weights)
         except CheckpointError as error:
             raise BundleError(str(error)) from error
+
+    def parameters(self) -> dict[str, StoredTensor]:
+        """Where the encoder's tensors lie: all but the padding between them.
+
+        Raises:
+            BundleError: the weights file is damaged.
+        """
+        return {name: tensor for name, tensor in self.tensors().items() if not name.startswith(PAD_PREFIX)}
 
     def target_file(self, target: str) -> Path:
         """The file of a target.

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,19 @@ def calibration_prompts() -> list[str]:
     Each once, and without the null prompt.
     """
     return [prompt for prompt in dict.fromkeys([*_shipped("captions.txt"), *default_prompts()]) if prompt]
+
+
+def spread(prompts: Sequence[str], count: int | None) -> list[str]:
+    """So many of the prompts, evenly spread; `None`: all.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not prompts:
+        raise InputError("no prompts to calibrate on")
+    if count is None or count >= len(prompts):
+        return list(prompts)
+    return [prompts[index * len(prompts) // count] for index in range(count)]
 
 
 def read_prompts(path: Path) -> list[str]:

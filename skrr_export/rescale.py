@@ -28,7 +28,8 @@ from skrr_export.errors import CheckpointError
 from skrr_export.pipelines import Preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
-from skrr_export.prompts import calibration_prompts
+from skrr_export.prompts import calibration_prompts, spread
+from skrr_export.search.space import arrangement_of, executed
 from skrr_export.tensorfile import StoredTensor
 from skrr_export.tokenization import Tokenizer
 
@@ -99,7 +100,7 @@ def measure_maxima(
         for path, module in part.named_modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_hook(maxima.hook(f"{name}.{path}"))
-    units = [2 * p.source + p.unit % 2 for p in plan.positions() if p.source is not None]
+    units = executed(arrangement_of(plan))
     with torch.inference_mode():
         states = [eager.start(chunk.input_ids, chunk.attention_mask) for chunk in chunks]
         for done in range(len(units) + 1):
@@ -144,27 +145,28 @@ class Rescaled:
     """As the checkpoint has it; `None`: not measured."""
 
     @property
+    def after(self) -> Maxima | None:
+        """Of the rescaled encoder."""
+        return None if self.before is None else self.before.rescaled(self.rescaling)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What remains too large."""
-        if self.before is None:
+        if self.after is None or self.after.headroom >= 1:
             return ()
-        after = self.before.rescaled(self.rescaling)
-        if after.headroom >= 1:
-            return ()
-        name, value = after.largest
+        name, value = self.after.largest
         return (f"fp16 overflows: '{name}' reaches {value:.4g}, and fp16 ends at {LARGEST:.0f}; use bf16",)
 
     def describe(self, subnormal: int) -> dict[str, Any] | None:
         """For the manifest; `subnormal` counts weights that lost bits of their mantissa to fp16."""
-        if self.before is None:
+        if self.before is None or self.after is None:
             return None
-        after = self.before.rescaled(self.rescaling)
         return {
             "residual": self.rescaling.residual,
             "inner": self.rescaling.inner,
             "weights": {end: power for end, power in self.rescaling.weights.items() if power},
             "largest": {"name": self.before.largest[0], "value": _short(self.before.largest[1])},
-            "headroom": _short(after.headroom),
+            "headroom": _short(self.after.headroom),
             "tokens": self.before.tokens,
             "subnormal_weights": subnormal,
         }
@@ -205,10 +207,8 @@ def rescale(
 def _chunks(checkpoint: Checkpoint, encoder: Encoder, preset: Preset, prompts: Sequence[str] | None) -> list[Chunk]:
     if checkpoint.tokenizer is None:
         return random_chunks(encoder.vocab_size, preset.max_length)
-    if prompts is None:
-        shipped = calibration_prompts()
-        prompts = [shipped[index * len(shipped) // PROMPTS] for index in range(PROMPTS)]
-    calibration = calibrate(Tokenizer(checkpoint.tokenizer, checkpoint.directory, preset), prompts)
+    chosen = spread(calibration_prompts(), PROMPTS) if prompts is None else prompts
+    calibration = calibrate(Tokenizer(checkpoint.tokenizer, checkpoint.directory, preset), chosen)
     return [calibration.null, *calibration.chunks]
 
 

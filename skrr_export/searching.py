@@ -19,7 +19,7 @@ from skrr_export.errors import InputError, OutputError
 from skrr_export.pipelines import Preset, find_preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
-from skrr_export.prompts import calibration_prompts
+from skrr_export.prompts import calibration_prompts, spread
 from skrr_export.published import SOURCE, PublishedOrder, check_xxl, prefix_for
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _prepared(
     selection = select(checkpoint, encoder, Plan.identity(encoder.family, encoder.num_layers))
     preset = find_preset(options.pipeline, encoder.family, encoder.max_length)
     projection = None if options.denoiser is None else open_projection(options.denoiser, encoder.hidden_size)
-    prompts = _spread(options.prompts if options.prompts is not None else calibration_prompts(), options.max_prompts)
+    prompts = spread(options.prompts if options.prompts is not None else calibration_prompts(), options.max_prompts)
     calibration = calibrate(Tokenizer(tokenizer, checkpoint.directory, preset), prompts)
     workers = join_workers(options.device)
     try:
@@ -271,14 +271,6 @@ def _check_new(directory: Path) -> None:
     ancestor = next(path for path in directory.absolute().parents if path.exists())
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {directory}: {ancestor} is not a directory that can be written to")
-
-
-def _spread(prompts: Sequence[str], count: int | None) -> list[str]:
-    if not prompts:
-        raise InputError("no prompts to calibrate on")
-    if count is None or count >= len(prompts):
-        return list(prompts)
-    return [prompts[index * len(prompts) // count] for index in range(count)]
 
 
 def _open_journal(job: _Job, path: Path | None, *, resume: bool, order: str | None = None) -> Journal:

@@ -134,6 +134,9 @@ def test_tensors_are_found_where_they_lie(exported: Path) -> None:
     assert tensors.keys() == loaded.keys()
     for name, tensor in tensors.items():
         assert whole[tensor.offset : tensor.offset + tensor.nbytes] == loaded[name].numpy().tobytes()
+    padding = {name for name in loaded if name.startswith("_pad.")}
+    assert padding
+    assert open_bundle(exported).parameters() == {name: tensors[name] for name in tensors.keys() - padding}
 
 
 # The manifest's file

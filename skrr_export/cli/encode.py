@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from skrr_export.cli.output import Output, output_options
-from skrr_export.targets import RUNTIMES
+from skrr_export.cli.runtime import runtime_option
 
 
 @click.command()
@@ -27,13 +27,7 @@ from skrr_export.targets import RUNTIMES
     type=click.Choice(["mapped", "prepacked"]),
     help="mapped: least memory; prepacked: fastest.",
 )
-@click.option(
-    "--runtime",
-    default="default",
-    show_default=True,
-    type=click.Choice(RUNTIMES),
-    help="Of ONNX Runtime; decomposed: in basic operators, where it lacks one; tensorrt-rtx: NVIDIA's plugin.",
-)
+@runtime_option
 @output_options
 def command(
     bundle: Path,

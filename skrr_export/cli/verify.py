@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from skrr_export.cli.output import Output, output_options
+from skrr_export.cli.runtime import runtime_option
 from skrr_export.measure.limits import QUANTILES
-from skrr_export.targets import RUNTIMES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,13 +24,7 @@ if TYPE_CHECKING:
 @click.option("--to", "target", default="onnx", show_default=True, help="Target to verify.")
 @click.option("--prompts", "prompts_file", type=click.Path(path_type=Path), help="Prompts, one a line; default: ours.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where to run.")
-@click.option(
-    "--runtime",
-    default="default",
-    show_default=True,
-    type=click.Choice(RUNTIMES),
-    help="Of ONNX Runtime; decomposed: in basic operators, where it lacks one; tensorrt-rtx: NVIDIA's plugin.",
-)
+@runtime_option
 @click.option("--seed", default=0, show_default=True, help="Of the random token ids.")
 @output_options
 def command(

@@ -15,7 +15,7 @@ from skrr_export.encoders.t5 import T5Encoder
 from skrr_export.encoders.umt5 import UMT5Encoder
 from skrr_export.errors import BundleError, CheckpointError
 from skrr_export.plan import Plan
-from skrr_export.tensorfile import PAD_PREFIX, StoredTensor
+from skrr_export.tensorfile import StoredTensor
 
 __all__ = [
     "FAMILIES", "Encoder", "Selection", "Shape", "Step", "bundle_encoder", "parameter_shapes",
@@ -69,7 +69,7 @@ def bundle_encoder(bundle: Bundle) -> Encoder:
     Raises:
         BundleError: its configuration or its weights file is damaged.
     """
-    tensors = {name: tensor for name, tensor in bundle.tensors().items() if not name.startswith(PAD_PREFIX)}
+    tensors = bundle.parameters()
     try:
         config = json.loads((bundle.directory / CONFIG).read_text(encoding="utf-8"))
         return FAMILIES[bundle.manifest.family].from_config(config, tensors)

@@ -8,7 +8,6 @@ from torch import Tensor
 from skrr_export.bundle import Bundle
 from skrr_export.encoders.eager import Weights
 from skrr_export.errors import InputError
-from skrr_export.tensorfile import PAD_PREFIX
 
 
 def map_weights(bundle: Bundle, device: torch.device) -> dict[str, Tensor]:
@@ -17,7 +16,7 @@ def map_weights(bundle: Bundle, device: torch.device) -> dict[str, Tensor]:
     Raises:
         BundleError: the weights file is damaged.
     """
-    tensors = {name: tensor for name, tensor in bundle.tensors().items() if not name.startswith(PAD_PREFIX)}
+    tensors = bundle.parameters()
     weights = Weights(tensors, device, bundle.manifest.dtype.torch, budget_bytes=0)
     return {name: weights[name] for name in tensors}
 

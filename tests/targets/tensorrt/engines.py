@@ -40,4 +40,4 @@ def record(directory: Path, checkpoint: Path, **options: Any) -> tuple[Source, b
 
 def unique_weights(bundle: Bundle) -> int:
     """Bytes of the tensors a bundle holds, each once."""
-    return sum(tensor.nbytes for name, tensor in bundle.tensors().items() if not name.startswith("_pad."))
+    return sum(tensor.nbytes for tensor in bundle.parameters().values())
