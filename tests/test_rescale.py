@@ -281,6 +281,20 @@ def test_verify_states_the_headroom_and_fails_without_any(large: Path, tmp_path:
             assert rescale or "it overflows; export to bf16" in report.failures[0]
 
 
+def test_weights_that_fp16_cannot_hold_are_verified_too(tmp_path: Path) -> None:
+    """Rescaled they fit; the reference must not round them to fp16 as they were."""
+    checkpoint = overflowing(soften(t5_checkpoint(tmp_path / "t5", layers=2)))
+    weights = load_file(checkpoint / "model.safetensors")
+    for name in weights:
+        if name == "shared.weight" or name.endswith((".o.weight", ".wo.weight")):
+            weights[name] *= 100.0
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    assert weights["shared.weight"].abs().max() > LARGEST
+    bundle = export(checkpoint, tmp_path / "b", dtype="fp16", targets=("pt2",))
+    report = verify(bundle, open_target(bundle, "pt2"), reference=checkpoint)
+    assert report.passed, report.failures
+
+
 def test_bert_needs_none_and_says_how_far_it_reaches(tmp_path: Path) -> None:
     bundle = export(bert_checkpoint(tmp_path / "bert"), tmp_path / "b", dtype="fp16")
     told = bundle.manifest.rescaling

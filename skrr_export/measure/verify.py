@@ -11,16 +11,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from skrr_export.bundle import TOKENIZER, Bundle
+from skrr_export.bundle import Bundle
 from skrr_export.calibration import Chunk
 from skrr_export.dtypes import FP16
 from skrr_export.encoders import bundle_encoder
+from skrr_export.measure.cases import Case, chosen_prompts, prompt_cases, random_cases
 from skrr_export.measure.fidelity import Deviation, DeviationMeter
 from skrr_export.measure.limits import LIMITS
 from skrr_export.progress import Progress, silent
-from skrr_export.prompts import default_prompts
 from skrr_export.targets.base import Ids, Session
-from skrr_export.tokenization import BATCH, Tokenizer
 
 Embeddings = npt.NDArray[Any]
 """`last_hidden_state` `[batch, sequence, hidden_size]`."""
@@ -30,16 +29,6 @@ class Encode(Protocol):
     """Anything that turns ids and a mask into `last_hidden_state`."""
 
     def __call__(self, input_ids: Ids, attention_mask: Ids | None) -> Embeddings: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A batch to compare on."""
-
-    name: str
-    input_ids: Ids
-    attention_mask: Ids
-    """Which rows are tokens; given to the encoder only where the pipeline does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +125,8 @@ def verify(
     """
     from skrr_export.measure.reference import dense_reference, planned_reference
 
-    if prompts is None:
-        prompts = default_prompts() if (bundle.directory / TOKENIZER).is_dir() else []
-    cases = [*_prompt_cases(bundle, prompts), *_random_cases(bundle, np.random.default_rng(seed))]
+    prompts = chosen_prompts(bundle, prompts)
+    cases = [*prompt_cases(bundle, prompts), *random_cases(bundle, np.random.default_rng(seed))]
     ours = _run(lambda ids, mask: session.encode(ids, mask)["last_hidden_state"], bundle, cases, "target", progress)
     drift = _compare(ours, _run(planned_reference(bundle, reference), bundle, cases, "reference", progress), cases)
     loss = None
@@ -175,40 +163,13 @@ def _headroom(bundle: Bundle, cases: Sequence[Case], progress: Progress) -> Head
     from skrr_export.rescale import measure_maxima
 
     masked = bundle.manifest.pipeline.masked
-    chunks = [
-        Chunk(case.input_ids, case.attention_mask if masked else None, case.attention_mask != 0) for case in cases
-    ]
+    chunks = [Chunk(case.input_ids, case.attention_mask if masked else None, case.real) for case in cases]
     encoder = bundle_encoder(bundle)
-    maxima = measure_maxima(encoder, bundle.tensors(), bundle.manifest.plan, chunks, masked=masked, progress=progress)
+    maxima = measure_maxima(
+        encoder, bundle.parameters(), bundle.manifest.plan, chunks, masked=masked, progress=progress
+    )
     name, value = maxima.largest
     return Headroom(name, value, maxima.headroom)
-
-
-def _prompt_cases(bundle: Bundle, prompts: Sequence[str]) -> Iterator[Case]:
-    if not prompts:
-        return
-    tokenizer = Tokenizer.of_bundle(bundle)
-    size = bundle.manifest.batch or BATCH
-    for begin in range(0, len(prompts), size):
-        batch = list(prompts[begin : begin + size])
-        if bundle.manifest.batch is not None:
-            batch += [""] * (size - len(batch))
-        tokens = tokenizer(batch)
-        yield Case(f"prompts {begin + 1} to {begin + len(batch)}", tokens.input_ids, tokens.attention_mask)
-
-
-def _random_cases(bundle: Bundle, random: np.random.Generator) -> Iterator[Case]:
-    """Random ids from one token to the longest sequence, with ragged masks; one row of a batch is masked whole."""
-    longest = bundle.manifest.pipeline.max_length
-    for batch, sequence in ((1, 1), (1, 2), (3, 7), (2, 33), (1, 77), (4, 65), (1, longest)):
-        shape = (bundle.manifest.batch or batch, bundle.manifest.sequence or min(sequence, longest))
-        lengths = random.integers(1, shape[1] + 1, shape[0])
-        lengths[0] = shape[1]
-        if shape[0] > 2:
-            lengths[-1] = 0
-        mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
-        ids = random.integers(0, bundle.manifest.vocab_size, shape)
-        yield Case(f"random ids {shape[0]} x {shape[1]}", ids, mask)
 
 
 def _compare(
@@ -218,9 +179,8 @@ def _compare(
 ) -> Comparison:
     tokens, padding = DeviationMeter(), DeviationMeter()
     for a, b, case in zip(ours, reference, cases, strict=True):
-        real = case.attention_mask != 0
-        tokens.add(a[real], b[real])
-        padding.add(a[~real], b[~real])
+        tokens.add(a[case.real], b[case.real])
+        padding.add(a[~case.real], b[~case.real])
     return Comparison(tokens.result(), padding.result())
 
 
