@@ -10,3 +10,8 @@ Progress = Callable[[str, int, int], None]
 
 def silent(what: str, done: int, total: int) -> None:
     """The progress of a job that nobody watches."""
+
+
+def part(progress: Progress, number: int, parts: int) -> Progress:
+    """The progress of one part of a job, of those that count alike."""
+    return lambda what, done, total: progress(what, number * total + done, parts * total)

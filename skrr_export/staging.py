@@ -14,6 +14,7 @@ import glob
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,6 +66,21 @@ def write_file(target: Path, content: bytes) -> None:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(file: Path) -> None:
+    """Notice before a long job, not after it, that its file could not be written.
+
+    Raises:
+        OutputError: it could not.
+    """
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if file.is_file() or not file.exists():  # else a pipe or a device
+            tempfile.TemporaryFile(dir=(file.resolve() if file.exists() else file).parent).close()
+    except OSError as error:
+        raise OutputError(f"cannot write {file}: {error.strerror}") from error
 
 
 class StagedDirectory:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -13,11 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from skrr_export.cli.output import Output
-from skrr_export.errors import OutputError
 from skrr_export.plan_view import summary
 from skrr_export.progress import Progress
 from skrr_export.searching import DTYPES
-from skrr_export.staging import write_file
+from skrr_export.staging import check_writable, write_file
 
 if TYPE_CHECKING:
     from skrr_export.plan import Plan
@@ -85,12 +82,12 @@ def run_search(
         sparsities: that were asked for.
         output: for the words.
     """
-    _check_writable(plan_file)
-    files = [plan_file] if len(sparsities) == 1 else [_numbered(plan_file, sparsity) for sparsity in sparsities]
-    for file in files:
-        _check_writable(file)
-    journal = plan_file.with_name(f"{plan_file.name}.journal")
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, the one that speaks
+    writes = os.environ.get("GROUP_RANK", "0") == "0"  # of the machines that torchrun uses, the one that writes
+    files = [plan_file] if len(sparsities) == 1 else [_numbered(plan_file, sparsity) for sparsity in sparsities]
+    for file in [plan_file, *files] if writes else []:
+        check_writable(file)
+    journal = plan_file.with_name(f"{plan_file.name}.journal")
     output = output if first else Output(json=False, quiet=True)
     try:
         with output.progress(lines=True) as progress:
@@ -114,18 +111,6 @@ def run_search(
 
 def _numbered(plan_file: Path, sparsity: float) -> Path:
     return plan_file.with_name(f"{plan_file.stem}-{sparsity}{plan_file.suffix}")
-
-
-def _check_writable(file: Path) -> None:
-    """Notice before the search, not after hours, that its plan could not be written."""
-    try:
-        if file.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        here = os.environ.get("GROUP_RANK", "0") == "0"  # of the machines that torchrun uses, the one that writes
-        if here and (file.is_file() or not file.exists()):  # else a pipe or a device
-            tempfile.TemporaryFile(dir=(file.resolve() if file.exists() else file).parent).close()
-    except OSError as error:
-        raise OutputError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _lines(plan: Plan, file: Path) -> list[str]:

@@ -71,9 +71,13 @@ class DeviationMeter:
         self._difference_squared += float((difference**2).sum())
         self._reference_squared += float((b**2).sum())
 
+    def cosines(self) -> Array:
+        """Of every finite token with its reference."""
+        return np.concatenate(self._cosines) if self._cosines else np.empty(0)
+
     def result(self) -> Deviation:
         """The numbers over all tokens so far."""
-        cosines = np.concatenate(self._cosines) if self._cosines else np.empty(0)
+        cosines = self.cosines()
         if not cosines.size:
             return Deviation(self._tokens, self._nonfinite, None, None, None, None, None, None)
         errors = np.concatenate(self._errors)

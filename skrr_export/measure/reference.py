@@ -54,7 +54,7 @@ class _AsFloat32(nn.Module):
 def run_model(
     model: Any, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64] | None, device: str
 ) -> npt.NDArray[Any]:
-    """`last_hidden_state` of a transformers model, `[batch, sequence, hidden_size]`; bf16, which NumPy lacks, as fp32."""
+    """`last_hidden_state` of a transformers model, `[batch, sequence, hidden_size]`; NumPy lacks bf16: as fp32."""
     mask = None if attention_mask is None else torch.from_numpy(attention_mask).to(device)
     output = model(input_ids=torch.from_numpy(input_ids).to(device), attention_mask=mask).last_hidden_state
     values: npt.NDArray[Any] = (output.float() if output.dtype is torch.bfloat16 else output).cpu().numpy()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ from skrr_export.encoders import bundle_encoder
 from skrr_export.measure.cases import Case, chosen_prompts, prompt_cases, random_cases
 from skrr_export.measure.fidelity import Deviation, DeviationMeter
 from skrr_export.measure.limits import LIMITS
+from skrr_export.measure.verdicts import judge_drift
 from skrr_export.progress import Progress, silent
 from skrr_export.targets.base import Ids, Session
 
@@ -134,7 +134,9 @@ def verify(
         loss = _compare(ours, _run(dense_reference(reference), bundle, cases, "dense reference", progress), cases)
     computes_in = session.computes_in.name
     headroom = _headroom(bundle, cases, progress) if bundle.manifest.dtype is FP16 else None
-    failures = [*_failures(drift, computes_in, reads_padding=bundle.manifest.pipeline.reads_padding)]
+    reads_padding = bundle.manifest.pipeline.reads_padding
+    verdicts = judge_drift(drift.tokens, drift.padding, computes_in, reads_padding=reads_padding)
+    failures = [verdict.message for verdict in verdicts if not verdict.passed]
     if headroom is not None and headroom.factor < 1:
         failures.append(f"{headroom}: it overflows; export to bf16")
     return Report(
@@ -182,24 +184,3 @@ def _compare(
         tokens.add(a[case.real], b[case.real])
         padding.add(a[~case.real], b[~case.real])
     return Comparison(tokens.result(), padding.result())
-
-
-def _failures(drift: Comparison, computes_in: str, *, reads_padding: bool) -> Iterator[str]:
-    limits = LIMITS[computes_in]
-    for name, rows in (("tokens", drift.tokens), ("padding", drift.padding)):
-        if rows.nonfinite:
-            yield f"{name}: {rows.nonfinite} values are NaN or infinite; no limit would pass"
-        if name == "padding" and not reads_padding:
-            continue  # nobody reads these rows: they need only be finite
-        if rows.relative_l2 is not None and rows.relative_l2 > limits.relative_l2:
-            yield _excess(f"{name}: drift, relative L2", rows.relative_l2, limits.relative_l2, computes_in)
-        if rows.cosine_min is not None and 1 - rows.cosine_min > limits.cosine_distance:
-            yield _excess(
-                f"{name}: drift, worst cosine distance", 1 - rows.cosine_min, limits.cosine_distance, computes_in
-            )
-
-
-def _excess(what: str, value: float, limit: float, computes_in: str) -> str:
-    passing = float(Context(prec=3, rounding=ROUND_CEILING).create_decimal_from_float(value))
-    excess = f"{what} {value:.3g} exceeds {limit:g} for {computes_in}"
-    return f"{excess}; the smallest limit that would pass is {passing:.3g}"

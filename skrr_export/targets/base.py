@@ -61,6 +61,8 @@ class Session(ABC):
 
     notes: tuple[str, ...] = ()
     """What a user should know about how this session computes."""
+    engine_bytes: int | None = None
+    """Memory on the GPU by the engine's own figure, without its weights; `None` for what is no engine."""
 
     def __init__(self, bundle: Bundle, computes_in: DType) -> None:
         self.bundle = bundle

@@ -79,6 +79,7 @@ class EngineSession(Session):
             self._cache = self._open_cache()
             self._context = self._make_context(cuda_graphs)
         self._outputs = self._find_outputs()
+        self.engine_bytes = int(self._engine.device_memory_size_v2)
 
     def _check_options(self, cuda_graphs: bool, weight_streaming_gb: float | None) -> None:
         if cuda_graphs and self._flavour.builds_here:

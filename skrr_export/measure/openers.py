@@ -1,0 +1,103 @@
+"""How a subject's process opens what is measured: a target of a bundle, PyTorch, or the fp32 reference.
+
+Each function imports what it needs, and returns what loads the encoder, so that the two can be told apart.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import partial
+from pathlib import Path
+
+from skrr_export.measure.worker import Load, Opener, Running
+
+_SESSIONS = {
+    "onnx": "skrr_export.targets.onnx.session",
+    "pt2": "skrr_export.targets.torch_export.session",
+    "aoti": "skrr_export.targets.aot_inductor.session",
+    "tensorrt": "skrr_export.targets.tensorrt.session",
+    "tensorrt-rtx": "skrr_export.targets.tensorrt.session",
+}
+"""Where each target's session, and with it its libraries, are imported."""
+
+
+def target(bundle: Path, target: str, *, mode: str, device: str, threads: int) -> Opener:
+    """A target of a bundle."""
+    return Opener(
+        f"{__name__}:open_session",
+        {"bundle": bundle, "target": target, "mode": mode, "device": device, "threads": threads},
+    )
+
+
+def eager(bundle: Path, checkpoint: Path | None, *, planned: bool, device: str, threads: int) -> Opener:
+    """PyTorch as users of transformers run it, in the bundle's precision."""
+    arguments = {"bundle": bundle, "checkpoint": checkpoint, "planned": planned, "device": device, "threads": threads}
+    return Opener(f"{__name__}:open_eager", arguments)
+
+
+def reference(bundle: Path, checkpoint: Path | None, *, planned: bool, device: str, threads: int) -> Opener:
+    """What embeddings are compared with: transformers in fp32."""
+    arguments = {"bundle": bundle, "checkpoint": checkpoint, "planned": planned, "device": device, "threads": threads}
+    return Opener(f"{__name__}:open_reference", arguments)
+
+
+def open_session(bundle: Path, target: str, mode: str, device: str, threads: int) -> Load:
+    """Open a bundle's target with the libraries that it needs, and no others."""
+    from skrr_export.bundle import open_bundle
+    from skrr_export.targets import open_target
+
+    importlib.import_module(_SESSIONS[target])
+    if target == "onnx":
+        importlib.import_module("onnxruntime")
+    else:
+        _import_torch(threads)
+    runtime_threads = threads if target == "onnx" else None
+
+    def load() -> Running:
+        session = open_target(open_bundle(bundle), target, device=device, mode=mode, threads=runtime_threads)
+        return Running(
+            encode=lambda ids, mask: session.encode(ids, mask)["last_hidden_state"],
+            computes_in=session.computes_in.name,
+            notes=lambda: session.notes,
+            engine_bytes=session.engine_bytes,
+        )
+
+    return load
+
+
+def open_eager(bundle: Path, checkpoint: Path | None, planned: bool, device: str, threads: int) -> Load:
+    """Open transformers on the checkpoint, or on the bundle's weights without one."""
+    _import_torch(threads)
+    importlib.import_module("transformers")
+    from skrr_export.bundle import open_bundle
+    from skrr_export.measure.reference import eager_model, run_model
+
+    def load() -> Running:
+        opened = open_bundle(bundle)
+        model = eager_model(opened, checkpoint, planned=planned).to(device)
+        return Running(encode=partial(run_model, model, device=device), computes_in=opened.manifest.dtype.name)
+
+    return load
+
+
+def open_reference(bundle: Path, checkpoint: Path | None, planned: bool, device: str, threads: int) -> Load:
+    """Open the fp32 reference, of the plan or of the dense checkpoint."""
+    _import_torch(threads)
+    from skrr_export.bundle import open_bundle
+    from skrr_export.measure.reference import dense_reference, planned_reference
+
+    def load() -> Running:
+        if planned:
+            model = planned_reference(open_bundle(bundle), checkpoint, device)
+        else:
+            assert checkpoint is not None
+            model = dense_reference(checkpoint, device)
+        return Running(encode=model, computes_in="fp32")
+
+    return load
+
+
+def _import_torch(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)

@@ -1,0 +1,105 @@
+"""Subjects whose behaviour is known: what the harness must see, and what it must survive.
+
+Each is a `skrr_export.measure.worker.Open`; opened as `Opener("tests.measure.controls:name", arguments)`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skrr_export.measure.worker import Ids, Load, Opener, Running
+
+MIB = 1 << 20
+WIDTH = 8
+
+
+def opener(function: Any, **arguments: Any) -> Opener:
+    """How to open a control."""
+    return Opener(f"{__name__}:{function.__name__}", arguments)
+
+
+def embed(ids: Ids, mask: Ids | None = None) -> np.ndarray:
+    """Embeddings that depend on the ids alone."""
+    return np.sin(ids[..., None] * np.arange(1, WIDTH + 1)).astype(np.float32)
+
+
+def allocating(mib: int = 0) -> Load:
+    """Allocates so much when it loads, and writes every page."""
+    held = []
+
+    def load() -> Running:
+        held.append(np.ones(mib * MIB, np.uint8))
+        return Running(encode=embed, computes_in="fp32")
+
+    return load
+
+
+def mapping(file: Path, copies: int = 0) -> Load:
+    """Maps a file and reads all of it, and copies it so many times."""
+    held: list[Any] = []
+
+    def load() -> Running:
+        with file.open("rb") as opened:
+            held.append(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+        sum(held[0][:: mmap.PAGESIZE])
+        held.extend(bytearray(held[0]) for _ in range(copies))
+        return Running(encode=embed, computes_in="fp32")
+
+    return load
+
+
+def brief(mib: int, seconds: float) -> Load:
+    """Allocates for a moment while it loads."""
+
+    def load() -> Running:
+        passing = np.ones(mib * MIB, np.uint8)
+        time.sleep(seconds)
+        del passing
+        return Running(encode=embed, computes_in="fp32")
+
+    return load
+
+
+def slow(seconds: float) -> Load:
+    """Takes so long for every run."""
+
+    def encode(ids: Ids, mask: Ids | None) -> np.ndarray:
+        time.sleep(seconds)
+        return embed(ids)
+
+    return lambda: Running(encode=encode, computes_in="fp32")
+
+
+def failing(how: str, after: int = 0) -> Load:
+    """Fails after so many runs: `raise`, `memory`, `exit`, `kill`, `abort` or `hang`."""
+    runs = []
+
+    def encode(ids: Ids, mask: Ids | None) -> np.ndarray:
+        runs.append(ids)
+        if len(runs) > after:
+            _fail(how)
+        return embed(ids)
+
+    return lambda: Running(encode=encode, computes_in="fp32")
+
+
+def _fail(how: str) -> None:
+    if how == "raise":
+        raise ValueError("no such luck\nsecond line")
+    if how == "memory":
+        raise MemoryError
+    if how == "exit":
+        print("last words", flush=True)
+        os._exit(3)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "abort":
+        os.abort()
+    time.sleep(60)
