@@ -5,29 +5,26 @@ The page needs no network and no script. What the plan does not record is left o
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import PurePath
 
 from skrr_export.page.chart import NARROW, WIDE, Line, Point, chart
 from skrr_export.page.markup import Markup, column, element, joined, number, percent
+from skrr_export.page.parts import NOTHING, change, definitions, document, groups, key, picture, table, tile, width
 from skrr_export.page.record import Record, ReuseStep, Step, incomparable, printable, read_record
 from skrr_export.plan import KINDS, Plan
-from skrr_export.plan_view import inset, summary
+from skrr_export.plan_view import summary
 
 _COLOURS = ("skrr+", "skrr", "finercut", "shortgpt", "laco", "uniform", "random", "published")
 """The method that has the style sheet's first colour, its second, and so on."""
 
-_HASH = re.compile("[0-9a-f]{64}")
 _RUNNERS_UP = 4
 _FEW_LAYERS = 12
 """Up to so many layers the picture leaves room for the details below it."""
 
-_NOTHING = Markup()
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_STYLES = ("page.css", "plan.css")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +67,16 @@ def page(plan: Plan, others: Mapping[str, Plan]) -> str:
     record = read_record(plan)
     comparison, reuses, details = _comparison(_entries(plan, record, others)), _reuses(plan, record), _details(record)
     few = plan.num_layers <= _FEW_LAYERS
-    side = [_picture(plan), reuses if comparison else _NOTHING, details if few else _NOTHING]
+    side = [picture(plan), reuses if comparison else NOTHING, details if few else NOTHING]
     story = [_headline(plan, record), comparison or reuses]
     body = [
         _title(plan, record),
         element("div", element("div", *side, class_="side"), element("div", *story, class_="story"), class_="top"),
         _steps(record),
-        _NOTHING if few else details,
+        NOTHING if few else details,
         _footer(record),
     ]
-    return _document(f"{_name(plan, record)}: {summary(plan)}", element("main", joined(body, "\n")))
-
-
-def _document(title: str, body: Markup) -> str:
-    style = resources.files("skrr_export.page").joinpath("plan.css").read_text(encoding="utf-8")
-    head = joined(
-        [
-            Markup('<meta charset="utf-8">'),
-            Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-            Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            Markup('<meta name="color-scheme" content="light dark">'),
-            element("title", title),
-            element("style", Markup(style)),
-        ],
-        "\n",
-    )
-    return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
+    return document(f"{_name(plan, record)}: {summary(plan)}", element("main", joined(body, "\n")), _STYLES)
 
 
 # The plan and its numbers
@@ -114,15 +95,6 @@ def _title(plan: Plan, record: Record) -> Markup:
     )
 
 
-def _picture(plan: Plan) -> Markup:
-    key = [
-        element("li", element("span", class_="swatch keep"), "kept"),
-        element("li", element("span", class_="swatch re-use"), "another layer runs here"),
-        element("li", element("span", class_="swatch skip"), "skipped"),
-    ]
-    return element("figure", Markup(inset(plan)), element("figcaption", element("ul", *key, class_="key")))
-
-
 def _headline(plan: Plan, record: Record) -> Markup:
     return element("section", _tiles(plan, record), _terms(record), _facts(record), class_="headline")
 
@@ -132,48 +104,30 @@ def _tiles(plan: Plan, record: Record) -> Markup:
     tiles = []
     if record.reached is not None:
         wanted = "" if record.wanted is None else f"{percent(record.wanted)} wanted"
-        tiles.append(_tile("Sparsity", percent(record.reached), wanted))
+        tiles.append(tile("Sparsity", percent(record.reached), wanted))
     if discrepancy.value is not None:
         share = "" if discrepancy.share is None else f"{percent(discrepancy.share)} of the dense mean square"
-        tiles.append(_tile("Discrepancy D", number(discrepancy.value), share))
+        tiles.append(tile("Discrepancy D", number(discrepancy.value), share))
     total = sum(counts.values())
     run = f"{total - counts['skip']} run, {counts['skip']} skipped"
-    tiles.append(_tile("Sub-blocks kept", f"{counts['keep']} of {total}", run))
+    tiles.append(tile("Sub-blocks kept", f"{counts['keep']} of {total}", run))
     return element("div", *tiles, class_="tiles")
-
-
-def _tile(name: str, value: str, note: str) -> Markup:
-    return element(
-        "div",
-        element("p", name, class_="tile-name"),
-        element("p", value, class_="tile-value"),
-        element("p", note, class_="tile-note"),
-    )
 
 
 def _terms(record: Record) -> Markup:
     """The two parts of the discrepancy, as one bar."""
     prompts, null = record.discrepancy.prompts, record.discrepancy.null
     if prompts is None or null is None or prompts + null == 0:
-        return _NOTHING
+        return NOTHING
     share = prompts / (prompts + null)
     bar = element(
         "div",
-        element("span", class_="on-prompts", style=_width(share)),
-        element("span", class_="on-null", style=_width(1 - share)),
+        element("span", class_="on-prompts", style=width(share)),
+        element("span", class_="on-null", style=width(1 - share)),
         class_="split",
     )
-    return element(
-        "div",
-        bar,
-        element(
-            "ul",
-            element("li", element("span", class_="swatch on-prompts"), f"{number(prompts)} on the prompts"),
-            element("li", element("span", class_="swatch on-null"), f"{number(null)} on the empty prompt"),
-            class_="key",
-        ),
-        class_="terms",
-    )
+    meanings = {"on-prompts": f"{number(prompts)} on the prompts", "on-null": f"{number(null)} on the empty prompt"}
+    return element("div", bar, key(meanings), class_="terms")
 
 
 def _facts(record: Record) -> Markup:
@@ -187,7 +141,7 @@ def _facts(record: Record) -> Markup:
         ("Pipeline", calibration.pipeline),
     ]
     missing = "What this plan costs is not recorded in its file." if record.discrepancy.value is None else ""
-    return joined([_definitions(pairs), element("p", missing, class_="note") if missing else _NOTHING])
+    return joined([definitions(pairs), element("p", missing, class_="note") if missing else NOTHING])
 
 
 def _prompts(record: Record) -> str | None:
@@ -232,7 +186,7 @@ def _colours(records: Sequence[Record]) -> list[int]:
 def _comparison(entries: Sequence[_Entry]) -> Markup:
     drawn = [(entry, line) for entry in entries for line in entry.lines()]
     if not drawn:
-        return _NOTHING
+        return NOTHING
     lines = [line for _, line in drawn]
     caption = (
         "D is the mean squared error of the embedding against the dense encoder's, on the prompts plus on the empty "
@@ -253,7 +207,7 @@ def _comparison(entries: Sequence[_Entry]) -> Markup:
 def _warning(drawn: Iterable[tuple[_Entry, Line]]) -> Markup:
     reasons = {entry.label: entry.reason for entry, _ in drawn if entry.reason}
     if not reasons:
-        return _NOTHING
+        return NOTHING
     listed = "; ".join(f"{label}: {reason}" for label, reason in reasons.items())
     return element("p", f"Dashed lines are not comparable with this plan's. {listed}.", class_="note warning")
 
@@ -268,7 +222,7 @@ def _line_table(drawn: Sequence[tuple[_Entry, Line]]) -> Markup:
         file = element("td", entry.file or "this plan", class_="file")
         numbers = [element("td", text, class_="n") for text in (f"{sparsity:.1%}", write(discrepancy))]
         rows.append(element("tr", name, file, *numbers, class_="shown" if line.shown and not line.minor else None))
-    return _table({"line": None, "plan": None, "sparsity": "n", "D": "n"}, rows)
+    return table({"line": None, "plan": None, "sparsity": "n", "D": "n"}, rows)
 
 
 # Re-uses
@@ -283,7 +237,7 @@ def _reuses(plan: Plan, record: Record) -> Markup:
     rest = [ReuseStep(unit, source, None, None) for unit, source in sources.items() if unit not in recorded]
     steps = [*recorded.values(), *rest]
     if not steps:
-        return _NOTHING
+        return NOTHING
     values = [value for step in steps for value in (step.without, step.after) if value is not None]
     write, heads = column(values, digits=3), {"D without": "n", "D with": "n"} if values else {}
     rows = []
@@ -296,7 +250,7 @@ def _reuses(plan: Plan, record: Record) -> Markup:
         "section",
         element("h2", "Re-uses"),
         element("p", note, class_="note"),
-        _table({"in place of": None, "runs": None, **heads, "gain": "n"}, rows),
+        table({"in place of": None, "runs": None, **heads, "gain": "n"}, rows),
         class_="reuses",
     )
 
@@ -311,9 +265,9 @@ def _gains(steps: Sequence[ReuseStep]) -> list[Markup]:
         if step.gain is None:
             cells.append(element("td", "not recorded", class_="n absent"))
             continue
-        share = f" ({_change(-step.gain / step.without)})" if step.without else ""
-        width = max(step.gain, 0.0) / most if most > 0 else 0.0
-        bar = element("span", element("span", style=_width(width)), class_="bar")
+        share = f" ({change(-step.gain / step.without)})" if step.without else ""
+        share_of_most = max(step.gain, 0.0) / most if most > 0 else 0.0
+        bar = element("span", element("span", style=width(share_of_most)), class_="bar")
         cells.append(element("td", f"{write(step.gain)}{share}", bar, class_="n gain"))
     return cells
 
@@ -324,9 +278,9 @@ def _gains(steps: Sequence[ReuseStep]) -> list[Markup]:
 def _steps(record: Record) -> Markup:
     """The units in the order in which they were dropped; with what else was tried, if that is recorded."""
     if not record.order and not record.steps:
-        return _NOTHING
+        return NOTHING
     written = ", ".join(map(str, record.order))
-    order = element("p", element("code", written), class_="order") if record.order else _NOTHING
+    order = element("p", element("code", written), class_="order") if record.order else NOTHING
     return element("section", element("h2", "Order of dropping"), order, _step_notes(record), _step_table(record.steps))
 
 
@@ -344,7 +298,7 @@ def _step_notes(record: Record) -> Markup:
 
 def _step_table(steps: Sequence[Step]) -> Markup:
     if not steps:
-        return _NOTHING
+        return NOTHING
     write = column([step.after for step in steps if step.after is not None])
     rows = []
     for index, step in enumerate(steps, start=1):
@@ -356,7 +310,7 @@ def _step_table(steps: Sequence[Step]) -> Markup:
             element("td", _tried(step), class_="n faint tried"),
         ]
         rows.append(element("tr", *cells))
-    return _table({"step": "n", "dropped": None, "D after": "n", "next best": None, "tried": "n tried"}, rows)
+    return table({"step": "n", "dropped": None, "D after": "n", "next best": None, "tried": "n tried"}, rows)
 
 
 def _dropped(units: Sequence[int]) -> Markup:
@@ -370,7 +324,7 @@ def _runners_up(step: Step) -> Markup:
     """The best candidates that were not taken, and how much more they cost."""
     others = []
     for name, value in step.others()[:_RUNNERS_UP]:
-        more = f" {_change(value / step.after - 1)}" if step.after else ""
+        more = f" {change(value / step.after - 1)}" if step.after else ""
         texts = [element("span", name, class_="unit"), f" {number(value)}", element("span", more, class_="faint")]
         others.append(element("span", *texts, class_="other"))
     return joined(others, " ")
@@ -386,17 +340,15 @@ def _tried(step: Step) -> str:
 
 
 def _details(record: Record) -> Markup:
-    groups: list[tuple[str, Iterable[tuple[str, str | None]]]] = [
-        ("Settings", record.settings.items()),
-        ("SHA-256", [("Checkpoint", record.checkpoint_sha256), ("Prompts", record.calibration.sha256)]),
-        ("Work done", _work(record)),
-        ("Versions", record.versions.items()),
-    ]
-    written = [(name, _definitions(pairs)) for name, pairs in groups]
-    blocks = [element("div", element("h3", name), text, class_="group") for name, text in written if text]
-    if not blocks:
-        return _NOTHING
-    return element("section", element("h2", "Details"), element("div", *blocks, class_="groups"), class_="details")
+    blocks = groups(
+        {
+            "Settings": definitions(record.settings.items()),
+            "SHA-256": definitions([("Checkpoint", record.checkpoint_sha256), ("Prompts", record.calibration.sha256)]),
+            "Work done": definitions(_work(record)),
+            "Versions": definitions(record.versions.items()),
+        }
+    )
+    return element("section", element("h2", "Details"), blocks, class_="details") if blocks else NOTHING
 
 
 def _work(record: Record) -> list[tuple[str, str | None]]:
@@ -417,30 +369,10 @@ def _count(count: int) -> str:
 
 
 def _footer(record: Record) -> Markup:
-    return element("footer", f"Plan made by {record.tool}.") if record.tool else _NOTHING
+    return element("footer", f"Plan made by {record.tool}.") if record.tool else NOTHING
 
 
-# Parts of all
-
-
-def _definitions(pairs: Iterable[tuple[str, str | None]]) -> Markup:
-    rows = [
-        element("div", element("dt", name), element("dd", _hash(value) if _HASH.fullmatch(value) else value))
-        for name, value in pairs
-        if value
-    ]
-    return element("dl", *rows) if rows else _NOTHING
-
-
-def _hash(text: str) -> Markup:
-    return element("code", f"{text[:16]}…", title=text)
-
-
-def _table(heads: Mapping[str, str | None], rows: Sequence[Markup]) -> Markup:
-    """A table of rows under headings, each with its class."""
-    cells = [element("th", head, scope="col", class_=kind) for head, kind in heads.items()]
-    body = element("tbody", joined(rows, "\n"))
-    return element("div", element("table", element("thead", element("tr", *cells)), body), class_="scroll")
+# Units
 
 
 def _unit(unit: int) -> Markup:
@@ -449,11 +381,3 @@ def _unit(unit: int) -> Markup:
 
 def _layer(unit: int) -> Markup:
     return element("span", element("span", str(unit), class_="unit"), f" layer {unit // 2}", class_="whole")
-
-
-def _change(share: float) -> str:
-    return f"{share:+.1%}".replace("-", "\N{MINUS SIGN}") if abs(share) < 10 else f"{number(share + 1)}-fold"
-
-
-def _width(share: float) -> str:
-    return f"width:{100 * share:.1f}%"
