@@ -86,13 +86,14 @@ def measure_bundle(bundle: Bundle, options: MeasureOptions, progress: Progress =
     """Measure a bundle.
 
     Args:
-        bundle: an open bundle; hashing its files is the caller's choice.
+        bundle: an open bundle; its files are checked against their hashes first.
         options: what to measure, and how.
         progress: told what is being done.
 
     Raises:
         SkrrError: the request makes no sense: a target that the bundle lacks, the checkpoint of another encoder, no
-            prompts, a size that the encoder cannot take. A subject that fails on its way is no error: its row says so.
+            prompts, a size that the encoder cannot take; or a file of the bundle was changed. A subject that fails on
+            its way is no error: its row says so.
     """
     return _Run(bundle, options).measure(progress)
 
@@ -105,10 +106,11 @@ class _Run:
         self._bundle, self._options = bundle, options
         self._preset = bundle.manifest.pipeline
         self._notes: list[str] = []
-        for what in ("runs", "processes"):
-            _check_positive(what, getattr(options, what))
+        for what in ("runs", "processes", "threads", "max_prompts"):
+            if (value := getattr(options, what)) is not None:
+                _check_positive(what, value)
         self._device, gpu = _parse_device(options.device)
-        threads = cores() if options.threads is None else _check_positive("threads", options.threads)
+        threads = options.threads or cores()
         self._surroundings = Surroundings(threads=threads, time_limit=options.time_limit, gpu=gpu)
         targets = chosen_targets(bundle, options.targets, self._device)
         encoder = bundle_encoder(bundle)
@@ -145,17 +147,18 @@ class _Run:
         began, clock = dt.datetime.now(dt.UTC), time.perf_counter()
         drafts = [Draft(subject=subject) for subject in self._subjects]
         active = [draft for draft in drafts if draft.subject.skipped is None]
-        parts = [part(progress, number, len(active) + 4) for number in range(len(active) + 4)]
-        parts[0]("the machine's limits", 0, 1)
+        parts = [part(progress, number, len(active) + 5) for number in range(len(active) + 5)]
+        self._bundle.check_hashes(parts[0])
+        parts[1]("the machine's limits", 0, 1)
         dtypes = {"fp32", self._bundle.manifest.dtype.name}
         hardware = measure_hardware(self._device, dtypes, self._surroundings)
         with _Stored() as planned, _Stored() as dense:
             references = {}
-            if self._reference(planned, parts[1], planned=True):
+            if self._reference(planned, parts[2], planned=True):
                 references["drift"] = planned
-            if self._checkpoint is not None and self._reference(dense, parts[2], planned=False):
+            if self._checkpoint is not None and self._reference(dense, parts[3], planned=False):
                 references["loss"] = dense
-            for draft, tell in zip(active, parts[3:-1], strict=True):
+            for draft, tell in zip(active, parts[4:-1], strict=True):
                 self._harness.alone(
                     draft,
                     processes=self._options.processes,
@@ -293,10 +296,9 @@ def _parse_device(name: str) -> tuple[str, str | None]:
     return "cuda", visible.split(",")[number].strip() if visible else str(number)
 
 
-def _check_positive(what: str, value: int) -> int:
+def _check_positive(what: str, value: int) -> None:
     if value < 1:
         raise InputError(f"{what} must be at least 1, not {value}")
-    return value
 
 
 def _find_reference(bundle: Bundle, options: MeasureOptions) -> Path | None:

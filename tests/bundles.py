@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -146,6 +148,26 @@ def forge_hashes(bundle: Bundle) -> None:
         content = (bundle.directory / name).read_bytes()
         entry.update(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
     path.write_text(json.dumps(manifest))
+
+
+def edit_graph(bundle: Bundle, edit: Callable[[dict[str, onnx.NodeProto], onnx.GraphProto], None]) -> None:
+    """Change the ONNX graph, whose nodes are also given by name, and forge the hashes."""
+    model = onnx.load(bundle.directory / "model.onnx", load_external_data=False)
+    edit({node.name: node for node in model.graph.node}, model.graph)
+    onnx.save(model, bundle.directory / "model.onnx")
+    forge_hashes(bundle)
+
+
+def edit_weight(bundle: Bundle, name: str, edit: Callable[[np.ndarray], None]) -> None:
+    """Change an fp32 tensor, flat, and forge the hashes."""
+    tensor = bundle.tensors()[name]
+    with bundle.weights.open("r+b") as file:
+        file.seek(tensor.offset)
+        values = np.frombuffer(file.read(tensor.nbytes), np.float32).copy()
+        edit(values)
+        file.seek(tensor.offset)
+        file.write(values.tobytes())
+    forge_hashes(bundle)
 
 
 def run_python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

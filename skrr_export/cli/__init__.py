@@ -15,6 +15,8 @@ from skrr_export.errors import SkrrError
 COMMANDS = {
     "export": "Export a text encoder under a plan to a bundle.",
     "verify": "Prove a bundle against transformers; exit 1 when a limit is exceeded.",
+    "measure": "Measure memory, latency and fidelity of a bundle beside PyTorch.",
+    "compare": "Compare two measurements; exit 1 when something got worse.",
     "inspect": "Show what a bundle holds.",
     "encode": "Encode prompts with a bundle.",
     "plan": "Search, make, check and draw plans.",
@@ -37,6 +39,7 @@ def cli() -> None:
       skrr-export plan search FLUX.1-dev --subfolder text_encoder_2 --pipeline flux.1 --sparsity 0.42 -o plan.json
       skrr-export export FLUX.1-dev --subfolder text_encoder_2 --pipeline flux.1 --plan plan.json -o t5.bundle
       skrr-export verify t5.bundle --reference FLUX.1-dev/text_encoder_2
+      skrr-export measure t5.bundle --reference FLUX.1-dev/text_encoder_2 --html report.html
       skrr-export encode t5.bundle "a cat" -o cat.npz
 
     Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.

@@ -84,8 +84,10 @@ def run_search(
     """
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, the one that speaks
     writes = os.environ.get("GROUP_RANK", "0") == "0"  # of the machines that torchrun uses, the one that writes
+    if writes:
+        check_writable(plan_file)
     files = [plan_file] if len(sparsities) == 1 else [_numbered(plan_file, sparsity) for sparsity in sparsities]
-    for file in [plan_file, *files] if writes else []:
+    for file in files if writes else []:
         check_writable(file)
     journal = plan_file.with_name(f"{plan_file.name}.journal")
     output = output if first else Output(json=False, quiet=True)

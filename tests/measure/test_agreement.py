@@ -88,9 +88,7 @@ class Encoder:
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray | None) -> np.ndarray:
         self.calls += 1
         values: Any = np.sin(input_ids[..., None] + np.arange(1, 9))
-        return values * (
-            1 + self.repeat * self.calls + self.batch * len(input_ids) + self.length * input_ids.shape[1]
-        )
+        return values * (1 + self.repeat * self.calls + self.batch * len(input_ids) + self.length * input_ids.shape[1])
 
 
 def found(encoder: Encoder, preset: Preset = PLAIN, **options: bool) -> dict[str, float | None]:

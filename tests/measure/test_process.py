@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -67,9 +66,11 @@ def test_a_failure_is_told_in_one_line(how: str, message: str) -> None:
 
 
 def test_a_subject_that_hangs_is_stopped() -> None:
-    with Worker(opener(controls.failing, how="hang"), Surroundings(threads=1, time_limit=1)) as worker:
-        with pytest.raises(SubjectError, match=r"^no answer within 1 s; stopped$"):
-            run(worker)
+    with (
+        Worker(opener(controls.failing, how="hang"), Surroundings(threads=1, time_limit=1)) as worker,
+        pytest.raises(SubjectError, match=r"^no answer within 1 s; stopped$"),
+    ):
+        run(worker)
     assert not Path(f"/proc/{worker.pid}").exists()
 
 
@@ -99,7 +100,7 @@ def test_every_library_gets_the_same_number_of_threads(monkeypatch: pytest.Monke
 def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = f"""
 import sys, time
-sys.path.insert(0, {os.getcwd()!r})
+sys.path.insert(0, {str(Path.cwd())!r})
 from skrr_export.measure.process import Surroundings, Worker
 from tests.measure import controls
 worker = Worker(controls.opener(controls.slow, seconds=60), Surroundings(threads=1, time_limit=100))

@@ -20,12 +20,12 @@ from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.cli import cli
 from skrr_export.dtypes import BF16
 from skrr_export.errors import BundleError
-from skrr_export.measure import verify as module
+from skrr_export.measure import cases, verdicts
 from skrr_export.measure.limits import LIMITS, Limits
 from skrr_export.measure.verify import Report, verify
 from skrr_export.prompts import default_prompts
 from skrr_export.targets.onnx.session import OnnxSession
-from tests.bundles import PLAN, export, forge_hashes, soften
+from tests.bundles import PLAN, edit_graph, edit_weight, export, soften
 from tests.checkpoints import t5_checkpoint
 from tests.reference import Sources
 
@@ -155,24 +155,6 @@ def test_prompts_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
 # Negative controls: the manifest's hashes are forged, so that nothing but the numbers can tell
 
 
-def _edit_graph(bundle: Bundle, edit: Callable[[dict[str, onnx.NodeProto], onnx.GraphProto], None]) -> None:
-    model = onnx.load(bundle.directory / "model.onnx", load_external_data=False)
-    edit({node.name: node for node in model.graph.node}, model.graph)
-    onnx.save(model, bundle.directory / "model.onnx")
-    forge_hashes(bundle)
-
-
-def _edit_weight(bundle: Bundle, name: str, edit: Callable[[np.ndarray], None]) -> None:
-    tensor = bundle.tensors()[name]
-    with bundle.weights.open("r+b") as file:
-        file.seek(tensor.offset)
-        values = np.frombuffer(file.read(tensor.nbytes), np.float32).copy()
-        edit(values)
-        file.seek(tensor.offset)
-        file.write(values.tobytes())
-    forge_hashes(bundle)
-
-
 def _scale(factor: float) -> Callable[[np.ndarray], None]:
     def scale(values: np.ndarray) -> None:
         values *= np.float32(factor)
@@ -208,7 +190,7 @@ def _fail(bundle: Bundle, *options: object) -> list[str]:
 @pytest.mark.parametrize("edit", [_swap_source, _drop_call, _swap_weights])
 def test_wrong_graph_fails(edit: Callable[..., None], planned: Bundle) -> None:
     assert _command(planned, "--json").exit_code == 0
-    _edit_graph(planned, edit)
+    edit_graph(planned, edit)
     failures = _fail(planned)
     assert any("tokens: drift, relative L2" in failure for failure in failures)
     assert any("tokens: drift, worst cosine distance" in failure for failure in failures)
@@ -216,7 +198,7 @@ def test_wrong_graph_fails(edit: Callable[..., None], planned: Bundle) -> None:
 
 
 def test_wrong_graph_fails_in_words_for_people(planned: Bundle) -> None:
-    _edit_graph(planned, _drop_call)
+    edit_graph(planned, _drop_call)
     result = _command(planned)
     assert result.exit_code == 1
     assert re.search(r"failed: tokens: drift, relative L2 \S+ exceeds 5e-05 for fp32; the smallest", result.stdout)
@@ -224,7 +206,7 @@ def test_wrong_graph_fails_in_words_for_people(planned: Bundle) -> None:
 
 
 def test_weight_scaled_by_a_hundredth_fails_against_the_checkpoint_only(planned: Bundle, t5: Path) -> None:
-    _edit_weight(planned, "encoder.block.0.layer.0.SelfAttention.v.weight", _scale(1.01))
+    edit_weight(planned, "encoder.block.0.layer.0.SelfAttention.v.weight", _scale(1.01))
     assert _command(planned).exit_code == 0  # both sides read the bundle's weights
     failures = _fail(planned, "--reference", t5)
     assert any("tokens: drift, relative L2" in failure for failure in failures)
@@ -234,7 +216,7 @@ def test_one_swapped_row_of_the_bias_table_fails(planned: Bundle, t5: Path) -> N
     def swap(values: np.ndarray) -> None:
         values[[0, 3]] = values[[3, 0]]
 
-    _edit_weight(planned, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", swap)
+    edit_weight(planned, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", swap)
     assert _fail(planned, "--reference", t5)
 
 
@@ -244,7 +226,7 @@ def test_weight_that_is_not_finite_fails(value: float, with_reference: bool, pla
     def spoil(values: np.ndarray) -> None:
         values[17] = value
 
-    _edit_weight(planned, "encoder.block.0.layer.1.DenseReluDense.wo.weight", spoil)
+    edit_weight(planned, "encoder.block.0.layer.1.DenseReluDense.wo.weight", spoil)
     failures = _fail(planned, *(["--reference", t5] if with_reference else []))
     assert any(re.match(r"tokens: \d+ values are NaN or infinite; no limit would pass", line) for line in failures)
 
@@ -259,7 +241,7 @@ def test_reference_that_is_not_finite_proves_nothing(bundles: dict[str, Bundle],
 
 
 def test_smallest_limit_that_would_pass_is_true(planned: Bundle, t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _edit_weight(planned, "encoder.block.0.layer.0.SelfAttention.v.weight", _scale(1.05))
+    edit_weight(planned, "encoder.block.0.layer.0.SelfAttention.v.weight", _scale(1.05))
     stated = {}
     for failure in _verify(planned, reference=t5).failures:
         kind = "relative_l2" if "relative L2" in failure else "cosine_distance"
@@ -275,7 +257,7 @@ def test_smallest_limit_that_would_pass_is_true(planned: Bundle, t5: Path, monke
 @pytest.mark.parametrize("exponent", range(-9, 3))
 def test_stated_limit_is_never_below_the_value(exponent: int) -> None:
     for value in np.random.default_rng(exponent + 9).uniform(1, 10, 50) * 10.0**exponent:
-        stated = float(module._excess("drift", float(value), 0.0, "fp32").rpartition(" ")[2])
+        stated = float(verdicts._limited("drift", float(value), 0.0).message.rpartition(" ")[2])
         assert value <= stated < 1.01 * value
 
 
@@ -299,13 +281,13 @@ class _Disturbed:
 def mask_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[np.ndarray], np.ndarray]:
     """The mask of a case, which a session of an unmasked pipeline does not get to see."""
     masks: dict[bytes, np.ndarray] = {}
-    case = module.Case
+    case = cases.Case
 
-    def remember(name: str, ids: np.ndarray, mask: np.ndarray) -> module.Case:
+    def remember(name: str, ids: np.ndarray, mask: np.ndarray, *prompts: tuple[str, ...]) -> cases.Case:
         masks[ids.tobytes()] = mask
-        return case(name, ids, mask)
+        return case(name, ids, mask, *prompts)
 
-    monkeypatch.setattr(module, "Case", remember)
+    monkeypatch.setattr(cases, "Case", remember)
     return lambda ids: masks[ids.tobytes()]
 
 

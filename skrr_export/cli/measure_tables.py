@@ -1,0 +1,116 @@
+"""A measurement as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+from rich.text import Text
+
+from skrr_export.cli.output import size
+from skrr_export.measure.latency import UNSTEADY
+from skrr_export.measure.record import Latency, Measurement, SubjectRecord
+
+NOT_MEASURED = "not measured"
+
+
+def tables(measurement: Measurement) -> Iterator[object]:
+    """What the command prints: tables, notes, what failed, and the verdict."""
+    yield _memory(measurement)
+    if any(subject.latencies for subject in measurement.subjects):
+        yield _latency(measurement)
+        yield from _steadiness(measurement)
+    yield _fidelity(measurement)
+    for subject in measurement.subjects:
+        if subject.error:
+            yield f"{subject.title} was not measured{' to the end' if subject.memory else ''}: {subject.error}"
+        yield from (f"note: {subject.title}: {note}" for note in subject.notes)
+    yield from (f"note: {note}" for note in measurement.notes)
+    for verdict in measurement.verdicts:
+        if not verdict.passed:
+            yield Text.assemble(("failed:", "red"), f" {verdict.message}")
+    word = ("passed", "green") if measurement.passed else ("FAILED", "red")
+    count = f" ({len(measurement.verdicts)} checks, {measurement.seconds:.0f} s)"
+    yield Text.assemble(f"{measurement.bundle.path}: ", word, count)
+
+
+def _memory(measurement: Measurement) -> Table:
+    processes = measurement.settings.processes
+    gpu = any(subject.memory and subject.memory.gpu for subject in measurement.subjects)
+    heads = ["anonymous", "file-backed", "peak RSS", f"PSS of {processes}", *(["GPU"] if gpu else []), "cold start"]
+    view = _table("Memory, steady", heads)
+    for subject in measurement.subjects:
+        sizes = _sizes(subject)[: 5 if gpu else 4]
+        cold = NOT_MEASURED if subject.cold_start is None else f"{subject.cold_start.total:.2f} s"
+        view.add_row(subject.title, *(NOT_MEASURED if value is None else size(value) for value in sizes), cold)
+    return view
+
+
+def _sizes(subject: SubjectRecord) -> tuple[int | None, ...]:
+    """Anonymous, file-backed, peak, all processes, GPU."""
+    memory = subject.memory
+    if memory is None:
+        return (None,) * 5
+    steady = memory.stages.get("steady")
+    own = (None,) * 3 if steady is None else (steady.anonymous, steady.file_backed, steady.peak_rss)
+    return (*own, memory.total_proportional, None if memory.gpu is None else memory.gpu.process)
+
+
+def _latency(measurement: Measurement) -> Table:
+    timed = [subject for subject in measurement.subjects if subject.latencies]
+    sizes = list(dict.fromkeys((one.batch, one.sequence) for subject in timed for one in subject.latencies))
+    base = timed[0].name
+    title = f"Latency, median of {measurement.settings.runs}; times {timed[0].title}'s; share of the physical limit"
+    view = _table(title, [f"{batch} x {sequence}" for batch, sequence in sizes])
+    for subject in timed:
+        found = {(one.batch, one.sequence): one for one in subject.latencies}
+        view.add_row(subject.title, *(_time(found.get(one), base) for one in sizes))
+    return view
+
+
+def _time(latency: Latency | None, base: str) -> str:
+    if latency is None:
+        return NOT_MEASURED
+    ratio = latency.ratios.get(base)
+    times = f"  {ratio.median:.2f} x" if ratio else ""
+    bound = f"  {latency.bound.share:.0%} {latency.bound.name}" if latency.bound else ""
+    return f"{latency.median * 1000:,.1f} ms{times}{bound}"
+
+
+def _steadiness(measurement: Measurement) -> Iterator[str]:
+    variations = [one.variation for subject in measurement.subjects for one in subject.latencies]
+    unsteady = sum(variation > UNSTEADY for variation in variations)
+    if unsteady:
+        yield (
+            f"warning: {unsteady} of {len(variations)} latencies vary by more than {UNSTEADY:.0%} "
+            f"(at most {max(variations):.0%}): the machine was not idle; trust ratios, not times"
+        )
+
+
+def _fidelity(measurement: Measurement) -> Table:
+    heads = ["drift, relative L2", "worst cosine", "loss, relative L2", "mean cosine", "computes in"]
+    view = _table(f"Fidelity, {measurement.settings.prompts} prompts and random ids, against fp32", heads)
+    for subject in measurement.subjects:
+        view.add_row(subject.title, *_agreement(subject), subject.computes_in or NOT_MEASURED)
+    return view
+
+
+def _agreement(subject: SubjectRecord) -> Iterator[str]:
+    drift = None if subject.drift is None else subject.drift.tokens
+    loss = None if subject.loss is None else subject.loss.tokens
+    formats = ".3g", ".7f", ".3g", ".4f"
+    values = (
+        drift and drift.relative_l2,
+        drift and drift.cosine_min,
+        loss and loss.relative_l2,
+        loss and loss.cosine_mean,
+    )
+    for value, form in zip(values, formats, strict=True):
+        yield NOT_MEASURED if value is None else format(value, form)
+
+
+def _table(title: str, heads: list[str]) -> Table:
+    view = Table("", title=title, title_justify="left")
+    for head in heads:
+        view.add_column(head, justify="right")
+    return view

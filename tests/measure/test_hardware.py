@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from skrr_export.measure import hardware
+from skrr_export.measure.hardware import measure_hardware
+from skrr_export.measure.process import Surroundings
+
+
+def test_the_machine_is_measured() -> None:
+    found = measure_hardware("cpu", ["fp32", "bf16", "fp32"], Surroundings(threads=1, time_limit=120))
+    assert found.copy_bytes_per_second is not None
+    assert 1e8 < found.copy_bytes_per_second < 1e13
+    assert found.matmul_flops_per_second.keys() == {"fp32", "bf16"}
+    assert all(1e8 < flops < 1e15 for flops in found.matmul_flops_per_second.values())
+
+
+def test_the_copy_is_larger_than_any_cache() -> None:
+    assert 2 * hardware.COPY_BYTES["cpu"] >= 512 << 20
+
+
+def test_what_cannot_be_measured_is_none() -> None:
+    for device, limit in (("cuda", 120.0), ("cpu", 0.01)):
+        found = measure_hardware(device, ["fp32"], Surroundings(threads=1, time_limit=limit, gpu=""))
+        assert found.copy_bytes_per_second is None
+        assert found.matmul_flops_per_second == {}
