@@ -25,6 +25,11 @@ from skrr_export.progress import Progress, silent
 from skrr_export.targets.base import Built, Source
 from skrr_export.targets.torch_export.program import example_inputs, free_sizes, trace
 
+_CONFIG = {
+    "aot_inductor.package_constants_in_so": False,
+    "cpp.dynamic_threads": True,  # as many as there are where it runs, not where it was compiled
+}
+
 FILES = {"cpu": "model.cpu.aoti.pt2", "cuda": "model.cuda.aoti.pt2"}
 """The target's file in the bundle for each kind of device."""
 
@@ -74,9 +79,7 @@ def _compile(source: Source, device: torch.device) -> bytes:
         warnings.simplefilter("ignore")
         package = Path(directory) / "package.pt2"
         try:
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(package), inductor_configs={"aot_inductor.package_constants_in_so": False}
-            )
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=_CONFIG)
         except Exception as error:  # the compiler's own kinds, of which there are many
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]  # else the compiler's whole output
             raise SkrrError(f"AOTInductor cannot compile this encoder for {device.type}: {why}") from error
