@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from skrr_export.errors import SkrrError
     from skrr_export.exporting import ExportOptions, export_checkpoint
     from skrr_export.measure.verify import verify
+    from skrr_export.measuring import MeasureOptions, measure_bundle
     from skrr_export.plan import Plan
     from skrr_export.searching import SearchOptions, reuse_published, search_plans
     from skrr_export.targets.base import Session
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Bundle",
     "ExportOptions",
+    "MeasureOptions",
     "Plan",
     "SearchOptions",
     "SkrrError",
     "encode_prompts",
     "export_checkpoint",
+    "measure_bundle",
     "open_bundle",
     "open_session",
     "reuse_published",
@@ -42,11 +45,13 @@ __all__ = [
 _HOMES = {
     "Bundle": "bundle",
     "ExportOptions": "exporting",
+    "MeasureOptions": "measuring",
     "Plan": "plan",
     "SearchOptions": "searching",
     "SkrrError": "errors",
     "encode_prompts": "tokenization",
     "export_checkpoint": "exporting",
+    "measure_bundle": "measuring",
     "open_bundle": "bundle",
     "reuse_published": "searching",
     "search_plans": "searching",

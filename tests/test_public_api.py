@@ -14,8 +14,8 @@ from tests.bundles import relative_error, run_python
 from tests.checkpoints import t5_checkpoint
 
 NAMES = {
-    "Bundle", "ExportOptions", "Plan", "SearchOptions", "SkrrError", "encode_prompts", "export_checkpoint",
-    "open_bundle", "open_session", "reuse_published", "search_plans", "verify",
+    "Bundle", "ExportOptions", "MeasureOptions", "Plan", "SearchOptions", "SkrrError", "encode_prompts",
+    "export_checkpoint", "measure_bundle", "open_bundle", "open_session", "reuse_published", "search_plans", "verify",
 }  # fmt: skip
 HEAVY = ["torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "onnxscript", "huggingface_hub", "numpy", "rich"]
 

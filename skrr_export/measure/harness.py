@@ -30,8 +30,8 @@ from skrr_export.measure.subjects import Subject
 from skrr_export.measure.worker import Ids
 from skrr_export.progress import Progress, part, silent
 
-STEADY_RUNS = 3
-"""Of every size, before memory counts as steady."""
+STEADY_RUNS = 2
+"""Of every size, before memory counts as steady; of processes that only share it, one."""
 
 Examine = Callable[["Draft", Worker], None]
 """Looks at a loaded subject, such as at its embeddings, and notes what it finds."""
@@ -120,7 +120,7 @@ class Harness:
                 progress(f"{name}: memory", 0, 3)
                 with PeakSampler(worker.pid) as sampler:
                     self._start(draft, worker, draft.stages)
-                    self._run_all(worker)
+                    self._run_all(worker, STEADY_RUNS)
                 draft.stages["steady"], draft.peak_anonymous = worker.memory(), sampler.peak
                 draft.computes_in = worker.computes_in()
                 if self._on_gpu:
@@ -161,9 +161,9 @@ class Harness:
         stages["first"] = worker.memory()
         draft.starts.append((worker.start_seconds, imports, load, first))
 
-    def _run_all(self, worker: Worker) -> None:
+    def _run_all(self, worker: Worker, times: int) -> None:
         for inputs in self._inputs.values():
-            for _ in range(STEADY_RUNS):
+            for _ in range(times):
                 worker.run(*inputs)
 
     def _several(self, draft: Draft, worker: Worker, more: int) -> int | None:
@@ -177,7 +177,7 @@ class Harness:
             for _ in range(more):
                 workers.append(stack.enter_context(Worker(draft.subject.opener, self._surroundings)))
                 self._start(draft, workers[-1], {})
-                self._run_all(workers[-1])
+                self._run_all(workers[-1], 1)
             return sum(each.memory().proportional for each in workers)
 
     def _fit(self, drafts: Sequence[Draft]) -> bool:

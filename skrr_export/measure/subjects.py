@@ -99,6 +99,8 @@ def chosen_targets(bundle: Bundle, names: Sequence[str], device: str) -> tuple[s
         prepacked = [PREPACKED] if device == "cpu" and "onnx" in bundle.manifest.targets else []
         return tuple(name for name in TITLES if name in {*bundle.manifest.targets, *prepacked})
     for name in names:
+        if name == "all":
+            raise InputError("'all' stands for every target; give it alone")
         if name not in TITLES:
             raise InputError(f"unknown target '{name}'; known: all, {', '.join(TITLES)}")
         bundle.target_file(name.partition(":")[0])

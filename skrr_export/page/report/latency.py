@@ -43,6 +43,7 @@ def latency_section(measurement: Measurement) -> Markup:
     meanings = {
         "target": "target",
         "pytorch": "PyTorch",
+        **({"peer": "peer"} if any(subject.role == "peer" for subject in subjects) else {}),
         "run": "one run",
         "bound": "physical limit: nothing on this machine can be faster",
     }
