@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import math
 import os
 import re
 import tempfile
@@ -109,6 +110,8 @@ class _Run:
         for what in ("runs", "processes", "threads", "max_prompts"):
             if (value := getattr(options, what)) is not None:
                 _check_positive(what, value)
+        if not 0 < options.time_limit < math.inf:
+            raise InputError(f"the time limit must be a number of seconds, not {options.time_limit}")
         self._device, gpu = _parse_device(options.device)
         threads = options.threads or cores()
         self._surroundings = Surroundings(threads=threads, time_limit=options.time_limit, gpu=gpu)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -95,7 +96,12 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: floa
         before: a document of `read_measurement`.
         after: likewise.
         tolerance: share by which a number may grow.
+
+    Raises:
+        InputError: the tolerance is no share.
     """
+    if not 0 <= tolerance < math.inf:
+        raise InputError(f"the tolerance must be a number from 0 on, not {tolerance}")
     old, new = dict(_metrics(before, _base(before, after))), dict(_metrics(after, _base(before, after)))
     changes = [
         Change(

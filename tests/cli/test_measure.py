@@ -141,6 +141,7 @@ def test_quiet_is_quiet(run: Run, bundle: Path, measured: Measured) -> None:
         (["--reference", "nowhere"], "nowhere"),
         (["--runs", "0"], "0 is not in the range"),
         (["--time-limit", "0"], "0.0 is not in the range"),
+        (["--time-limit", "nan"], "the time limit must be a number of seconds, not nan"),
         (["--html", "/nowhere/report.html"], "cannot write /nowhere/report.html: No such file or directory"),
         (["--json", "/nowhere/report.json"], "cannot write /nowhere/report.json: No such file or directory"),
     ],

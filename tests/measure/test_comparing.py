@@ -169,3 +169,9 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="is not JSON"):
         read_measurement(tmp_path / "binary")
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, float("nan"), float("inf")])
+def test_a_tolerance_that_is_no_share_is_refused(tolerance: float, before: Document) -> None:
+    with pytest.raises(InputError, match="the tolerance must be a number from 0 on"):
+        compare(before, before, tolerance)
