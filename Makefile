@@ -1,17 +1,27 @@
 # make demo   set up, then the whole job on real trained weights
 # make test   set up, then lint, types and all tests
+# make bench  set up, then the benchmarks for a CPU and the README's tables; 1 hour on 2 idle cores, 30 GB of disk
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo.py -o demo-output
 
 test: lint
 	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/export.py --shape large
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/compiled.py
+	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/overflow.py
+	$(BIN)/python benchmarks/measure.py
+	$(BIN)/python benchmarks/readme.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

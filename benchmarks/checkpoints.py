@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from exporters import positive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -222,6 +223,19 @@ def ensure_checkpoint(directory: Path, shape: Shape, seed: int = 0) -> Path:
         write_checkpoint(directory, shape, seed)
         stamp.write_text(wanted, encoding="utf-8")
     return directory
+
+
+def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--layers` and `--width`."""
+    parser.add_argument("--layers", type=positive, help="to try it on something smaller")
+    parser.add_argument("--width", type=positive, help="likewise; a multiple of 64")
+
+
+def chosen_checkpoint(name: str, arguments: argparse.Namespace) -> tuple[Path, Shape]:
+    """A checkpoint in the work directory, and its shape: one of `SHAPES`, resized as the arguments say."""
+    shape = resized(SHAPES[name], layers=arguments.layers, width=arguments.width)
+    folder = name if shape == SHAPES[name] else f"{name}-{shape.layers}x{shape.width}"
+    return ensure_checkpoint(arguments.work / "checkpoints" / folder, shape), shape
 
 
 def config(shape: Shape) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """TensorRT-RTX engines built without a GPU: how long it takes, how much memory, and how large they are.
 
-    python benchmarks/engines.py [--shape large|tiny] [--dtype fp16|bf16] [--sm 89,120] [--work DIR] [--json FILE]
+    python benchmarks/engines.py [--shape large|tiny] [--dtype fp16|bf16] [--sm 89,120] [--work DIR]
 
 A T5 encoder of 24 layers, dense and with FLUX.1-dev's order dropped to a sparsity of 40%, the first units re-used. Each
 build is a fresh process. The command fails if an engine is larger than the weights it holds, each counted once, or does
@@ -12,18 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from checkpoints import BYTES_PER_ELEMENT, SHAPES, Shape, ensure_checkpoint, parameter_count, unit_parameters
-from environments import versions
 from export import REUSED, nearest_kept, read_through
-from exporters import positive
-from process import MIB, CommandError, Result, run_measured
-from report import add_work_arguments, machine_line, print_table, write_records
+from exporters import export_bundle, positive
+from process import MIB, CommandError, Result
+from report import add_work_argument, machine_line, print_table, write_records
 
 from skrr_export.plan import Plan
 from skrr_export.published import find_published
@@ -77,11 +75,8 @@ class Build:
 
 def build_engine(label: str, plan: Plan, checkpoint: Path, work: Path, options: list[str]) -> Build:
     """Build in a fresh process; the bundle is not kept."""
-    work.mkdir(parents=True, exist_ok=True)
-    file, bundle = work / f"{label}.json", work / f"{label}.bundle"
-    file.write_text(plan.to_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "skrr_export", "export", str(checkpoint), "-o", str(bundle), "--plan", str(file)]
-    result = run_measured([*command, "--to", "tensorrt-rtx", "--force", "--json", *options])
+    bundle = work / f"{label}.bundle"
+    result = export_bundle(checkpoint, bundle, "--to", "tensorrt-rtx", *options, plan=plan)
     shutil.rmtree(bundle)
     return Build(label, plan, result, json.loads(result.stdout))
 
@@ -128,7 +123,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp16", "bf16"), default="fp16")
     parser.add_argument("--sm", help="compute capabilities, separated by commas (default: the command's own)")
     parser.add_argument("--runs", type=positive, default=1, help="builds of each; the last is shown (default: 1)")
-    add_work_arguments(parser)
+    add_work_argument(parser)
     arguments = parser.parse_args()
     shape, work = SHAPES[arguments.shape], arguments.work
     options = ["--dtype", arguments.dtype, *([] if arguments.sm is None else ["--sm", arguments.sm])]
@@ -153,14 +148,13 @@ def main() -> None:
         f"Planned: {ORDER}'s order. Build: TensorRT's part; command: all of `export`, baking, and in fp16 measuring\n"
         "activations, included. Weights are counted once, re-used or not. Peak RSS counts mapped files.",
     )
-    found, records = versions(Path(sys.executable)), []
+    records = []
     for repetition, run in enumerate(runs):
         for build in run:
-            measured = asdict(build.result)
-            del measured["stdout"], measured["stderr"]
             facts = {"benchmark": "engines", "subject": build.label, "repetition": repetition}
-            records.append({**facts, **measured, "export": build.document, "versions": found})
-    write_records(arguments.json or work / "engines.json", "engines", records)
+            records.append({**facts, **build.result.facts(), "reused": build.plan.counts()["re-use"],
+                            "export": build.document})  # fmt: skip
+    write_records(work, "engines", records)
     if wrong := not_as_claimed(builds, arguments.dtype, sizes=arguments.shape == "large"):
         raise SystemExit("not as claimed:\n" + "\n".join(wrong))
 

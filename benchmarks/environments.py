@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 PEERS_DIRECTORY = Path(__file__).resolve().parent / "peers"
@@ -15,7 +16,6 @@ _REPORTED = (
     "mobius-onnx", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "optimum", "optimum-onnx", "safetensors",
     "skrr-export", "torch", "transformers",
 )  # fmt: skip
-
 
 _REPORT = """
 import importlib.metadata, json, platform
@@ -55,6 +55,7 @@ def peer_python(peer: str) -> Path:
     return python
 
 
+@cache
 def versions(python: Path) -> dict[str, str]:
     """Versions of Python and of the packages that matter here, as an interpreter sees them."""
     code = f"REPORTED = {_REPORTED!r}\n{_REPORT}"

@@ -17,7 +17,7 @@ import os
 import shutil
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from checkpoints import BYTES_PER_ELEMENT, SHAPES, Shape, ensure_checkpoint, parameter_count
@@ -71,13 +71,11 @@ def run_export(command: Sequence[str], output: Path) -> Run:
 
 def record(benchmark: str, subject: Exporter, run: Run, **facts: Any) -> dict[str, Any]:
     """A run as it goes into the JSON file."""
-    measured = asdict(run.result)
-    del measured["stdout"], measured["stderr"]
     return {
         "benchmark": benchmark,
-        "subject": LABELS[subject.name],
+        "subject": subject.title(),
         **facts,
-        **measured,
+        **run.result.facts(),
         "synced_seconds": run.synced_seconds,
         "output_bytes": run.output_bytes,
         "versions": subject.versions(),
@@ -104,6 +102,7 @@ def measure_large(work: Path, runs: int, subjects: Sequence[str]) -> list[dict[s
     checkpoint = ensure_checkpoint(work / "checkpoints" / "large", shape)
     chosen = [exporter(name) for name in subjects]
     results: dict[str, list[Run]] = {subject.name: [] for subject in chosen}
+    weight_bytes = parameter_count(shape) * BYTES_PER_ELEMENT[shape.dtype]
     records = []
     read_through(checkpoint)
     for repetition in range(runs):
@@ -112,8 +111,8 @@ def measure_large(work: Path, runs: int, subjects: Sequence[str]) -> list[dict[s
             run = run_export(subject.command(checkpoint, output), output)
             shutil.rmtree(output)
             results[subject.name].append(run)
-            records.append(record("export-large", subject, run, repetition=repetition))
-    weight_bytes = parameter_count(shape) * BYTES_PER_ELEMENT[shape.dtype]
+            facts = {"repetition": repetition, "weight_bytes": weight_bytes}
+            records.append(record("export-large", subject, run, **facts))
     base = results[chosen[0].name]
     rows = [_large_row(LABELS[name], results[name], base, weight_bytes) for name in results]
     print_table(
@@ -282,7 +281,7 @@ def main() -> None:
             records = (measure_xxl if shape == "xxl" else measure_depth)(work, arguments.runs)
     except CommandError as error:
         raise SystemExit(f"a measured command failed: {error}") from error
-    write_records(arguments.json or work / f"export-{shape}.json", f"export-{shape}", records)
+    write_records(work, f"export-{shape}", records)
 
 
 if __name__ == "__main__":

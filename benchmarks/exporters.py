@@ -11,8 +11,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from environments import PEERS_DIRECTORY, cache_directory, peer_python, versions
-from process import run_measured
+from environments import PEERS_DIRECTORY, peer_python, versions
+from process import Result, run_measured
+from report import add_work_argument
+
+from skrr_export.plan import Plan
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OURS = "skrr_export"
@@ -47,33 +50,49 @@ class Exporter:
         """Versions of the packages it runs on."""
         return versions(self.python)
 
+    def title(self) -> str:
+        """What tables call it, and its version; for torch's own exporter torch's."""
+        found = self.versions()
+        return f"{LABELS[self.name]} {found.get(LABELS[self.name], found['torch'])}"
+
 
 def exporter(name: str) -> Exporter:
     """An exporter, ready to run; a peer's environment is made first if need be."""
     return Exporter(name, Path(sys.executable) if name == OURS else peer_python(name))
 
 
-def ensure_export(name: str, checkpoint: Path, output: Path) -> Path:
-    """The directory with the export of a checkpoint. Ours is always made anew; a peer's is kept.
-
-    A peer's is made anew when its script or pins have changed. What made it is written last, beside the directory.
+def export_bundle(checkpoint: Path, bundle: Path, *options: str, plan: Plan | None = None) -> Result:
+    """Export with ours in a fresh process, which prints JSON; the plan is kept beside the bundle.
 
     Raises:
         CommandError: the exporter failed.
     """
-    made_by = output.with_name(f"{name}-made-by.txt")
-    wanted = "" if name == OURS else "".join(path.read_text(encoding="utf-8") for path in _sources(name))
-    if not wanted or not made_by.is_file() or made_by.read_text(encoding="utf-8") != wanted:
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    if plan is not None:
+        file = bundle.with_suffix(".plan.json")
+        file.write_text(plan.to_json(), encoding="utf-8")
+        options = ("--plan", str(file), *options)
+    return run_measured(exporter(OURS).command(checkpoint, bundle, "--json", *options))
+
+
+def ensure_export(peer: str, checkpoint: Path, output: Path) -> Path:
+    """The directory with a peer's export of a checkpoint, made anew when its script or pins have changed.
+
+    What made it is written last, beside the directory.
+
+    Raises:
+        CommandError: the exporter failed.
+    """
+    made_by = output.with_name(f"{peer}-made-by.txt")
+    sources = (PEERS_DIRECTORY / f"{peer}.py", PEERS_DIRECTORY / f"requirements-{peer}.txt")
+    wanted = "".join(path.read_text(encoding="utf-8") for path in sources)
+    if not made_by.is_file() or made_by.read_text(encoding="utf-8") != wanted:
         made_by.unlink(missing_ok=True)
         shutil.rmtree(output, ignore_errors=True)
         output.parent.mkdir(parents=True, exist_ok=True)
-        run_measured(exporter(name).command(checkpoint, output), cwd=REPOSITORY)
+        run_measured(exporter(peer).command(checkpoint, output), cwd=REPOSITORY)
         made_by.write_text(wanted, encoding="utf-8")
     return output
-
-
-def _sources(peer: str) -> tuple[Path, Path]:
-    return PEERS_DIRECTORY / f"{peer}.py", PEERS_DIRECTORY / f"requirements-{peer}.txt"
 
 
 def positive(text: str) -> int:
@@ -85,7 +104,7 @@ def positive(text: str) -> int:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--subjects` (a list of names of exporters), `--work` and `--json`."""
+    """Add `--subjects` (a list of names of exporters) and `--work`."""
     parser.add_argument(
         "--subjects",
         type=_names,
@@ -93,11 +112,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help=f"exporters to compare, separated by commas, of {', '.join((OURS, *PEERS))} (default: all)",
     )
-    work = cache_directory() / "work"
-    parser.add_argument(
-        "--work", type=_absolute, default=work, metavar="DIR", help="for checkpoints and outputs (default: %(default)s)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="for the records of all runs (default: in DIR)")
+    add_work_argument(parser)
 
 
 def _names(text: str) -> list[str]:
@@ -105,7 +120,3 @@ def _names(text: str) -> list[str]:
     if unknown := sorted(set(names) - set(LABELS)):
         raise argparse.ArgumentTypeError(f"no such exporter: {', '.join(unknown)}")
     return names
-
-
-def _absolute(text: str) -> Path:
-    return Path(text).resolve()

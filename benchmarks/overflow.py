@@ -1,6 +1,6 @@
 """fp16 that cannot overflow, beside what else one can do with a T5 whose activations do not fit into fp16.
 
-    python benchmarks/overflow.py [--shape base|large|tiny] [--work DIR] [--json FILE]
+    python benchmarks/overflow.py [--shape base|large|tiny] [--work DIR]
 
 Two encoders that compute the same in fp32 as a T5 of random weights, but for the epsilon of their norms, on larger
 activations: in one the residual stream overflows fp16, in the other the gated product of the feed-forward as well. The
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,8 @@ import numpy.typing as npt
 import torch
 from checkpoints import SHAPES, Shape, ensure_checkpoint
 from engines import published_plan
-from environments import versions
 from exporters import positive
-from report import add_work_arguments, machine_line, print_table, write_records
+from report import add_work_argument, machine_line, print_table, write_records
 from safetensors.numpy import load_file, save_file
 
 from skrr_export.bundle import Bundle
@@ -44,6 +42,7 @@ CASES = {"stream": (8_000.0, 1.0), "stream and product": (8_000.0, 10_000.0)}
 SPARSITY = 0.4
 OURS = "ours: fp16, rescaled"
 PLAIN = "fp16, cast as it is"
+REFERENCE = "transformers fp32"
 BF16 = "transformers bf16", "ours: bf16"
 """The rows whose error is the measure, in the dense table and under a plan."""
 COLUMNS = (
@@ -171,7 +170,7 @@ def dense_rows(checkpoint: Path, work: Path, shape: Shape, inputs: tuple[Ids, Id
     """What transformers offers, and ours, on the whole encoder."""
     reference = load(checkpoint, torch.float32)
     comparison = Comparison(*inputs, run_model(reference)(*inputs))
-    rows = [comparison.row("transformers fp32", weight_bytes(reference), run_model(reference))]
+    rows = [comparison.row(REFERENCE, weight_bytes(reference), run_model(reference))]
     for label, model in (
         (BF16[0], load(checkpoint, torch.bfloat16)),
         ("transformers fp16: .half(), clamps", reference.half()),
@@ -239,7 +238,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=("base", "large", "tiny"), default="base")
     parser.add_argument("--prompts", type=positive, default=4, help="to compare on (default: 4)")
     parser.add_argument("--tokens", type=positive, default=128, help="of the longest of them (default: 128)")
-    add_work_arguments(parser)
+    add_work_argument(parser)
     arguments = parser.parse_args()
     shape, work = SHAPES[arguments.shape], arguments.work
     inputs = inputs_of(shape, arguments.prompts, arguments.tokens)
@@ -278,9 +277,7 @@ def main() -> None:
         f"Keeping wo in fp32, as transformers does, takes {extra / 1e9:.1f} GB more on a T5-XXL: "
         f"{xxl.layers} x {xxl.width} x {xxl.d_ff} x 2 bytes."
     )
-    for record in records:
-        record["versions"] = versions(Path(sys.executable)) if record is records[0] else records[0]["versions"]
-    write_records(arguments.json or work / "overflow.json", "overflow", records)
+    write_records(work, "overflow", records)
     if wrong:
         raise SystemExit("not as claimed:\n" + "\n".join(wrong))
 

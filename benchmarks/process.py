@@ -1,4 +1,4 @@
-"""Run a command in a fresh process and measure it; read the memory of a live process."""
+"""Run a command in a fresh process and measure it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 KIB, MIB = 1024, 1024**2
 
@@ -56,6 +56,10 @@ class Result:
     so a short peak may be missed."""
     stdout: str
     stderr: str
+
+    def facts(self) -> dict[str, Any]:
+        """For the JSON file: all but what the command printed."""
+        return {name: value for name, value in asdict(self).items() if name not in ("stdout", "stderr")}
 
 
 class CommandError(Exception):
@@ -110,46 +114,3 @@ def run_measured(
             f"{' '.join(command)} exited {result.exit_code}\n{result.stdout[-1000:]}\n{result.stderr[-3000:]}"
         )
     return result
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """Memory of a live process, in bytes."""
-
-    anonymous: int
-    """Allocated by the process: heap, stacks, private pages it wrote. It can never be shared."""
-    file_backed: int
-    """Resident pages of mapped files, libraries included. They belong to the page cache, which processes share and
-    which the system may drop at any time."""
-    proportional: int
-    """PSS: as resident, but a page that n processes map counts one n-th. It sums over processes."""
-    swap: int
-    """Anonymous memory that was swapped out; where it is not 0, `anonymous` reads too low."""
-    peak_rss: int
-    """Largest resident set so far (VmHWM)."""
-
-
-def memory_of(pid: int) -> Memory:
-    """Memory of a live process.
-
-    Raises:
-        ProcessLookupError: there is no such process, or it has ended.
-    """
-    rollup, status = _kib_fields(pid, "smaps_rollup"), _kib_fields(pid, "status")
-    return Memory(
-        anonymous=rollup["Anonymous"],
-        file_backed=rollup["Rss"] - rollup["Anonymous"] - status["RssShmem"],
-        proportional=rollup["Pss"],
-        swap=rollup["Swap"],
-        peak_rss=status["VmHWM"],
-    )
-
-
-def _kib_fields(pid: int, name: str) -> dict[str, int]:
-    """The `Name:   123 kB` lines of a file of a process, in bytes."""
-    try:
-        lines = Path(f"/proc/{pid}/{name}").read_text(encoding="ascii", errors="replace").splitlines()
-    except FileNotFoundError as error:
-        raise ProcessLookupError(f"no process {pid}") from error
-    words = [line.split() for line in lines]
-    return {word[0].rstrip(":"): int(word[1]) * KIB for word in words if len(word) == 3 and word[2] == "kB"}

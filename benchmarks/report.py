@@ -1,4 +1,4 @@
-"""What the benchmarks print and write: aligned tables, and JSON records of every run; and where they write it."""
+"""What the benchmarks print and write: aligned tables, JSON records of every run, measurements; and where."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import argparse
 import datetime as dt
 import json
 import os
-import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from environments import cache_directory
 
+from skrr_export.errors import SkrrError
+from skrr_export.measure.machine import machine, versions
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from skrr_export.measuring import MeasureOptions
+
+PROMPTS = 16
+"""Shipped prompts that embeddings are compared on."""
 
 
-def add_work_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--work` and `--json`, for the benchmarks that compare no exporters."""
+def add_work_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--work`."""
     parser.add_argument(
         "--work",
         type=lambda text: Path(text).resolve(),
@@ -25,7 +32,6 @@ def add_work_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="for checkpoints and outputs (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="for the records of all runs (default: in DIR)")
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: str = "") -> None:
@@ -43,35 +49,53 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         print(f"\n{notes}")
 
 
-def machine() -> dict[str, Any]:
-    """The machine, as far as it decides a measurement: processor, cores this process may use, memory, kernel."""
-    processor = platform.processor() or "unknown"
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            processor = line.partition(":")[2].strip()
-            break
-    return {
-        "cpu": processor,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "kernel": platform.release(),
-    }
-
-
 def machine_line() -> str:
     """The machine on one line, to stand under a table."""
-    facts = machine()
-    return f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_bytes'] / 1024**3:.0f} GiB"
+    return describe(machine(None))
 
 
-def write_records(path: Path, benchmark: str, records: Sequence[dict[str, Any]]) -> None:
-    """Write records as JSON, one document: what was run, where, when, and one record per run."""
+def describe(facts: Mapping[str, Any]) -> str:
+    """A machine on one line."""
+    gpu = f", {facts['gpu']}" if facts["gpu"] else ""
+    return f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_bytes'] / 1024**3:.0f} GiB{gpu}"
+
+
+def write_records(work: Path, benchmark: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records as one JSON document: what was run, where, when, with which versions, and one record per run."""
     document = {
         "benchmark": benchmark,
         "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": machine(None),
+        "versions": versions(),
         "records": list(records),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = work / f"{benchmark}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"records: {path}")
+
+
+def measure(name: str, bundle: Path, options: MeasureOptions, work: Path) -> bool:
+    """Measure a bundle as `skrr-export measure` does, print its tables, and write its JSON.
+
+    Returns:
+        Whether every check passed.
+
+    Raises:
+        SystemExit: the request makes no sense here.
+    """
+    from skrr_export.bundle import open_bundle
+    from skrr_export.cli.measure_tables import tables
+    from skrr_export.cli.output import Output
+    from skrr_export.measuring import measure_bundle
+
+    here = str(Path(__file__).resolve().parent)  # where subjects find openers.py
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    output, file = Output(json=False, quiet=False), work / f"{name}.json"
+    try:
+        with output.progress(lines=True) as progress:
+            measurement = measure_bundle(open_bundle(bundle), options, progress)
+    except SkrrError as error:
+        raise SystemExit(str(error)) from error
+    file.write_text(measurement.to_json(), encoding="utf-8")
+    output.result({}, *tables(measurement), f"written to {file}")
+    return measurement.passed

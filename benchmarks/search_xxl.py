@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from checkpoints import SHAPES, ensure_checkpoint, parameter_count
-from environments import versions
 from process import MIB, Result, run_measured
 from report import machine_line, print_table
 from search_models import write_tokenizer
@@ -133,15 +132,10 @@ def measure_xxl(
     )
     if estimate:
         _estimate(files, threads, prompts, jobs)
-    found = versions(Path(sys.executable))
     records = []
     for job in jobs:
-        measured = asdict(job.result)
-        del measured["stdout"], measured["stderr"]
         facts = {"dtype": job.dtype, "prompts": job.prompts, "forwards": job.forwards, "threads": threads}
-        records.append(
-            {"benchmark": "search-xxl", **facts, **measured, "provenance": job.provenance, "versions": found}
-        )
+        records.append({"benchmark": "search-xxl", **facts, **job.result.facts(), "provenance": job.provenance})
     return records, []
 
 

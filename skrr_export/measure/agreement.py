@@ -85,7 +85,7 @@ class AgreementMeter:
 def invariance(
     encode: Encode, cases: Sequence[Case], preset: Preset, *, free_batch: bool, free_length: bool
 ) -> Invariance:
-    """Run the largest batch again, its shortest prompts alone, and these without their padding.
+    """Run the largest ragged batch again, its shortest prompts alone, and these without their padding.
 
     Args:
         encode: runs the subject.
@@ -94,7 +94,8 @@ def invariance(
         free_batch: whether the subject takes any batch size.
         free_length: whether it takes any length.
     """
-    case = max(cases, key=lambda one: one.input_ids.size)
+    # Rows of several lengths, so that there is padding to leave out; of these batches the largest.
+    case = max(cases, key=lambda one: (len(set(one.real.sum(axis=1).tolist())) > 1, one.input_ids.size))
     mask = case.attention_mask if preset.masked else None
     whole = encode(case.input_ids, mask)
     lengths = case.real.sum(axis=1)

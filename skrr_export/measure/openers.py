@@ -6,6 +6,7 @@ Each function imports what it needs, and returns what loads the encoder, so that
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,11 @@ _SESSIONS = {
     "tensorrt-rtx": "skrr_export.targets.tensorrt.session",
 }
 """Where each target's session, and with it its libraries, are imported."""
+_LATE = {
+    "pt2": ("torch._export.serde.serialize", "torch.export.pt2_archive._package", "torch._inductor.sizevars"),
+    "aoti": ("torch._inductor.package", "torch._inductor.codecache"),
+}
+"""What torch imports when it first loads such a file: no loading, to us. They are its own, so one may be absent."""
 
 
 def target(bundle: Path, target: str, *, mode: str, device: str, threads: int) -> Opener:
@@ -51,6 +57,9 @@ def open_session(bundle: Path, target: str, mode: str, device: str, threads: int
         importlib.import_module("onnxruntime")
     else:
         _import_torch(threads)
+    for module in _LATE.get(target, ()):
+        with suppress(ImportError):
+            importlib.import_module(module)
     runtime_threads = threads if target == "onnx" else None
 
     def load() -> Running:
@@ -68,12 +77,13 @@ def open_session(bundle: Path, target: str, mode: str, device: str, threads: int
 def open_eager(bundle: Path, checkpoint: Path | None, planned: bool, device: str, threads: int) -> Load:
     """Open transformers on the checkpoint, or on the bundle's weights without one."""
     _import_torch(threads)
-    importlib.import_module("transformers")
     from skrr_export.bundle import open_bundle
-    from skrr_export.measure.reference import eager_model, run_model
+    from skrr_export.measure.reference import eager_model, model_class, run_model
+
+    opened = open_bundle(bundle)
+    model_class(opened.manifest.family)  # transformers imports it when it is asked for
 
     def load() -> Running:
-        opened = open_bundle(bundle)
         model = eager_model(opened, checkpoint, planned=planned).to(device)
         return Running(encode=partial(run_model, model, device=device), computes_in=opened.manifest.dtype.name)
 

@@ -185,16 +185,21 @@ class _BertSkippedOutput(nn.Module):
         return hidden
 
 
-def _model_class(config: Any) -> Any:
+def model_class(family: str) -> Any:
+    """The class by which transformers runs a family's encoder.
+
+    Raises:
+        CheckpointError: there is none that we know.
+    """
     import transformers
 
     logging: Any = transformers.logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     classes = {"t5": transformers.T5EncoderModel, "umt5": transformers.UMT5EncoderModel, "bert": transformers.BertModel}
-    if config.model_type not in classes:
-        raise CheckpointError(f"no reference for the architecture '{config.model_type}'")
-    return classes[config.model_type]
+    if family not in classes:
+        raise CheckpointError(f"no reference for the architecture '{family}'")
+    return classes[family]
 
 
 _PLAIN = {"attn_implementation": "eager"}
@@ -206,7 +211,7 @@ def _from_checkpoint(directory: Path, *, dtype: torch.dtype | str = "auto", **op
 
     try:
         config = transformers.AutoConfig.from_pretrained(directory)
-        return _model_class(config).from_pretrained(directory, dtype=dtype, **options)
+        return model_class(config.model_type).from_pretrained(directory, dtype=dtype, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"transformers cannot load {directory}: {error}") from error
 
@@ -219,4 +224,4 @@ def _from_bundle(bundle: Bundle, **options: Any) -> Any:
     state = {name: value for name, value in load_file(bundle.weights).items() if not name.startswith(PAD_PREFIX)}
     # Tensors of skipped sub-blocks are missing: transformers makes them up, and the plan never runs them.
     dtype = bundle.manifest.dtype.torch
-    return _model_class(config).from_pretrained(None, config=config, state_dict=state, dtype=dtype, **options)
+    return model_class(config.model_type).from_pretrained(None, config=config, state_dict=state, dtype=dtype, **options)

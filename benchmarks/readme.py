@@ -1,0 +1,314 @@
+"""Write the README's tables from what the other benchmarks measured.
+
+    python benchmarks/readme.py [--check] [--work DIR] [--readme FILE]
+
+A table stands between `<!-- run -->` and `<!-- /run -->`, and likewise for the other names in `TABLES`; what lies
+outside is left alone. With --check nothing is written, and the exit code is 1 if the README is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from exporters import LABELS, OURS, REPOSITORY
+from overflow import BF16, REFERENCE
+from overflow import OURS as RESCALED
+from process import MIB
+from report import add_work_argument, describe
+
+from skrr_export.errors import SkrrError
+from skrr_export.measure.comparing import read_measurement
+from skrr_export.measure.subjects import DENSE, PLANNED
+from skrr_export.staging import write_file
+
+Document = Mapping[str, Any]
+Column = tuple[str, Callable[[Document], str]]
+"""Its heading, and its cell for a subject or a record."""
+
+PRINTED = ("torch", "transformers", "onnxruntime")
+"""Packages whose versions stand under a table."""
+
+
+def number(value: float | None, form: str = "{:.2f}", unit: float = 1) -> str:
+    """A cell; what was not measured is never 0."""
+    return "not measured" if value is None else form.format(value / unit)
+
+
+def mebibytes(value: float | None) -> str:
+    """A size in memory."""
+    return number(value, "{:,.0f} MiB", MIB)
+
+
+def error(value: float | None) -> str:
+    """A relative error, such as 2.7e-2."""
+    return number(value, "{:.1e}").replace("e-0", "e-").replace("e+00", "")
+
+
+def bold(text: str, *, ours: bool) -> str:
+    """A first cell, which is bold for what is ours."""
+    return f"**{text}**" if ours else text
+
+
+def find(document: Document | None, *path: str) -> Any:
+    """What lies deeper in a document; `None` if it was not measured."""
+    return reduce(lambda found, name: None if found is None else found.get(name), path, document)
+
+
+def table(columns: Sequence[Column], rows: Sequence[Document], line: str) -> str:
+    """A table as GitHub draws it, and the line below."""
+    lines = ["| " + " | ".join(heading for heading, _ in columns) + " |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(cell(row) for _, cell in columns) + " |" for row in rows]
+    return "\n".join([*lines, "", textwrap.fill(line, 120, break_on_hyphens=False)])
+
+
+def surroundings(document: Document) -> str:
+    """The machine and the versions."""
+    found = document["versions"]
+    return f"{describe(document['machine'])}; {', '.join(f'{name} {found[name]}' for name in PRINTED if name in found)}"
+
+
+# Measurements
+
+
+def read_passed(work: Path, name: str) -> Document:
+    """A measurement.
+
+    Raises:
+        SystemExit: a check failed in it.
+    """
+    document = read_measurement(work / f"{name}.json")
+    if not document["passed"]:
+        raise SystemExit(f"{work / f'{name}.json'}: a check failed; see its verdicts")
+    return document
+
+
+def title(subject: Document) -> str:
+    """The first cell."""
+    return bold(subject["title"], ours=subject["role"] == "target")
+
+
+def steady(name: str, kind: str) -> Column:
+    """A kind of memory, after all runs."""
+    return name, lambda subject: mebibytes(find(subject, "memory", "stages", "steady", kind))
+
+
+TITLE: Column = ("", title)
+LOAD: Column = ("load", lambda subject: number(find(subject, "cold_start", "load"), "{:.2f} s"))
+COLD: Column = ("cold start", lambda subject: number(find(subject, "cold_start", "total"), "{:.2f} s"))
+ANONYMOUS = steady("anonymous memory", "anonymous")
+TOTAL: Column = ("two processes, PSS", lambda subject: mebibytes(find(subject, "memory", "total_proportional")))
+WEIGHTS: Column = ("weights", lambda subject: mebibytes(subject["weights_bytes"]))
+DRIFT: Column = (
+    "drift",
+    lambda subject: "" if subject["name"] == DENSE else error(find(subject, "drift", "tokens", "relative_l2")),
+)
+"""From the plan in fp32, which dense PyTorch does not run."""
+LOSS: Column = ("loss", lambda subject: error(find(subject, "loss", "tokens", "relative_l2")))
+ERROR: Column = ("error", LOSS[1])
+"""Of a dense bundle: there is no plan to lose by, so what is lost is the precision."""
+
+
+def latencies(document: Document) -> Iterator[Column]:
+    """A column for each length: seconds of dense PyTorch, and times these of the others."""
+    for latency in document["subjects"][0]["latencies"]:
+        tokens = latency["sequence"]
+
+        def cell(subject: Document, tokens: int = tokens) -> str:
+            found = next((one for one in subject["latencies"] if one["sequence"] == tokens), None)
+            if subject["name"] == DENSE:
+                return number(find(found, "median"), "{:.3f} s")
+            return number(find(found, "ratios", DENSE, "median"), "{:.2f} x")
+
+        yield f"{tokens} tokens", cell
+
+
+def measured(document: Document, columns: Sequence[Column], *, planned: bool = False) -> str:
+    """A table of a measurement; a dense bundle's PyTorch is there once."""
+    subjects = [subject for subject in document["subjects"] if planned or subject["name"] != PLANNED]
+    spreads = [latency["variation"] for subject in subjects for latency in subject["latencies"]]
+    line = (
+        f"{surroundings(document)}; {document['settings']['threads']} threads, medians of "
+        f"{document['settings']['runs']} interleaved runs, ratios to {subjects[0]['title']} in the same rounds; "
+        f"coefficient of variation {statistics.median(spreads):.1%} in the median, {max(spreads):.1%} at most."
+    )
+    return table(columns, subjects, line)
+
+
+def run_table(work: Path) -> str:
+    """Of run.py."""
+    document = read_passed(work, "run")
+    return measured(document, [TITLE, LOAD, ANONYMOUS, *latencies(document), TOTAL, ERROR])
+
+
+def compiled_table(work: Path) -> str:
+    """Of compiled.py: the measurement, and what exporting took."""
+    document = read_passed(work, "compiled")
+    records = read_records(work, "compiled-export")["records"]
+    exports = {f"{record['target']}-{record['dtype']}": record for record in records}
+
+    def column(heading: str, name: str, form: str, unit: float = 1) -> Column:
+        def cell(subject: Document) -> str:
+            export = exports.get(subject["name"]) or exports.get(f"{subject['name']}-{document['bundle']['dtype']}")
+            return "" if export is None else number(export[name], form, unit)
+
+        return heading, cell
+
+    times, sizes = column("export", "wall_seconds", "{:.1f} s"), column("file", "target_bytes", "{:.2f} MB", 1e6)
+    return measured(document, [TITLE, times, sizes, LOAD, ANONYMOUS, *latencies(document), ERROR])
+
+
+def measure_table(work: Path) -> str:
+    """Of measure.py."""
+    document = read_passed(work, "measure")
+    columns = [TITLE, WEIGHTS, ANONYMOUS, TOTAL, COLD, *latencies(document), DRIFT, LOSS]
+    return measured(document, columns, planned=True)
+
+
+# Records
+
+
+def read_records(work: Path, name: str) -> Document:
+    """What `write_records` wrote.
+
+    Raises:
+        SystemExit: it cannot be read.
+    """
+    try:
+        document: Document = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise SystemExit(f"cannot read {work / f'{name}.json'}: {problem}") from problem
+    return document
+
+
+def export_table(work: Path) -> str:
+    """Of export.py: medians over each exporter's runs."""
+    document = read_records(work, "export-large")
+    names = list(dict.fromkeys(record["subject"] for record in document["records"]))
+    groups = [[record for record in document["records"] if record["subject"] == name] for name in names]
+    fields = ("wall_seconds", "peak_rss_bytes", "peak_anonymous_bytes", "output_bytes", "weight_bytes")
+    rows = [{"subject": group[0]["subject"], **_medians(group, fields)} for group in groups]
+    columns: list[Column] = [
+        ("exporter", lambda row: bold(row["subject"], ours=row["subject"].startswith(LABELS[OURS]))),
+        ("wall", lambda row: number(row["wall_seconds"], "{:.1f} s")),
+        ("ratio", lambda row: number(row["wall_seconds"], "{:.1f}", rows[0]["wall_seconds"])),
+        ("peak RSS", lambda row: mebibytes(row["peak_rss_bytes"])),
+        ("of which allocated", lambda row: mebibytes(row["peak_anonymous_bytes"])),
+        ("bytes beyond the weights", lambda row: number(row["output_bytes"] - row["weight_bytes"], "{:.2f} MB", 1e6)),
+    ]
+    return table(columns, rows, f"{surroundings(document)}; medians of {len(groups[0])}.")
+
+
+def _medians(group: Sequence[Document], fields: Sequence[str]) -> dict[str, float]:
+    return {field: statistics.median(record[field] for record in group) for field in fields}
+
+
+def engines_table(work: Path) -> str:
+    """Of engines.py: the last build of each plan."""
+    document = read_records(work, "engines")
+    rows = list({record["subject"]: record for record in document["records"]}.values())
+
+    def build(row: Document, name: str) -> float:
+        size: float = row["export"]["targets"]["tensorrt-rtx"]["build"][name]
+        return size
+
+    def label(row: Document) -> str:
+        sparsity = row["export"]["sparsity"]
+        return f"{sparsity:.1%} sparsity, {row['reused']} re-used" if sparsity else row["subject"]
+
+    columns: list[Column] = [
+        ("", label),
+        ("unique weights", lambda row: number(build(row, "weights_bytes"), "{:,.1f} MB", 1e6)),
+        ("engine", lambda row: number(build(row, "engine_bytes"), "{:,.1f} MB", 1e6)),
+        ("ratio", lambda row: number(build(row, "engine_bytes"), "{:.3f}", build(row, "weights_bytes"))),
+        ("build", lambda row: number(row["export"]["reports"]["tensorrt-rtx"]["seconds"], "{:.1f} s")),
+        ("whole export", lambda row: number(row["wall_seconds"], "{:.0f} s")),
+        ("peak RSS", lambda row: mebibytes(row["peak_rss_bytes"])),
+        ("of which allocated", lambda row: mebibytes(row["peak_anonymous_bytes"])),
+    ]
+    library = rows[-1]["export"]["targets"]["tensorrt-rtx"]["library"]
+    return table(columns, rows, f"{surroundings(document)}; TensorRT-RTX {library}; built once.")
+
+
+def overflow_table(work: Path) -> str:
+    """Of overflow.py: a row for each way, a column for each encoder; ours under a plan comes last."""
+    document = read_records(work, "overflow")
+    found = {(one["plan"], one["subject"], one["case"]): one for one in document["records"]}
+    cases = list(dict.fromkeys(case for _, _, case in found))
+    ways = dict.fromkeys((plan, subject) for plan, subject, _ in found)
+    shown = [way for way in ways if way[1] == RESCALED or (way[0] == "dense" and way[1] != REFERENCE)]
+    half = {plan: subject for plan, subject in ways if subject in BF16}
+
+    def relative(way: tuple[str, str], case: str) -> str:
+        deviation, base = found[*way, case]["deviation"], found[way[0], half[way[0]], case]["deviation"]
+        if deviation["nonfinite"] or deviation["relative_l2"] is None:
+            return "NaN"
+        value = deviation["relative_l2"]
+        return f"{error(value)}, {value / base['relative_l2']:.2f} x"
+
+    def beyond(way: tuple[str, str]) -> str:
+        extra = found[*way, cases[0]]["weight_bytes"] - found[way[0], half[way[0]], cases[0]]["weight_bytes"]
+        return f"{extra / 1e6:+.1f} MB" if extra else "none"
+
+    def label(way: tuple[str, str]) -> str:
+        return bold(way[1] if way[0] == "dense" else f"{way[1]}; {way[0]}", ours=way[1] == RESCALED)
+
+    columns: list[Column] = [
+        ("", lambda row: label(row["way"])),
+        ("memory beyond half precision", lambda row: beyond(row["way"])),
+        *((f"{case} would overflow", lambda row, case=case: relative(row["way"], case)) for case in cases),
+    ]
+    return table(columns, [{"way": way} for way in shown], f"{surroundings(document)}.")
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "export": export_table,
+    "run": run_table,
+    "compiled": compiled_table,
+    "engines": engines_table,
+    "overflow": overflow_table,
+    "measure": measure_table,
+}
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """The text with other content between the markers of a table.
+
+    Raises:
+        SystemExit: it does not have each marker once, in order.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed or begin in after or end in before + after:
+        raise SystemExit(f"the README must have '{begin.strip()}' and after it '{end}', each once")
+    return f"{before}{begin}{content}\n{end}{after}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it is not up to date")
+    parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md", metavar="FILE")
+    add_work_argument(parser)
+    arguments = parser.parse_args()
+    try:
+        old = new = arguments.readme.read_text(encoding="utf-8")
+        for name, make in TABLES.items():
+            new = replaced(new, name, make(arguments.work))
+        if arguments.check and new != old:
+            raise SystemExit(f"{arguments.readme} is not up to date: run benchmarks/readme.py")
+        if new != old:
+            write_file(arguments.readme, new.encode())
+    except (SkrrError, OSError) as problem:
+        raise SystemExit(str(problem)) from problem
+
+
+if __name__ == "__main__":
+    main()
