@@ -1,6 +1,6 @@
 # make demo   set up, then the whole job on real trained weights
 # make test   set up, then lint, types and all tests
-# make bench  set up, then the benchmarks for a CPU and the README's tables; 1 hour on 2 idle cores, 30 GB of disk
+# make bench  set up, then the benchmarks for a CPU and the README's tables; 1.5 hours on 2 idle cores, 30 GB of disk
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -21,6 +21,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/overflow.py
 	$(BIN)/python benchmarks/measure.py
+	$(BIN)/python benchmarks/search.py --part speed
+	$(BIN)/python benchmarks/search.py --part quality
 	$(BIN)/python benchmarks/readme.py
 
 lint: $(INSTALLED)

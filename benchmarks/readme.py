@@ -32,6 +32,9 @@ Document = Mapping[str, Any]
 Column = tuple[str, Callable[[Document], str]]
 """Its heading, and its cell for a subject or a record."""
 
+WAYS = ("naive", "ours")
+NOTABLE = 0.01
+"""Share of all parameters by which a plan may drop more than another, and count as dropping the same."""
 PRINTED = ("torch", "transformers", "onnxruntime")
 """Packages whose versions stand under a table."""
 
@@ -267,6 +270,59 @@ def overflow_table(work: Path) -> str:
     return table(columns, [{"way": way} for way in shown], f"{surroundings(document)}.")
 
 
+def speed_table(work: Path) -> str:
+    """Of search.py --part speed: the plain loops and ours, on each encoder."""
+    document = read_records(work, "search-speed")
+    pairs: dict[tuple[str, int], dict[str, Document]] = {}
+    for record in document["records"]:
+        pairs.setdefault((record["subject"], record["layers"]), {})[record["way"]] = record
+    rows = [{"name": name, "layers": layers, **pair} for (name, layers), pair in pairs.items()]
+    columns: list[Column] = [
+        ("encoder", lambda row: f"{row['name']}, {row['layers']} layers"),
+        ("dropped", lambda row: f"{len(row['ours']['order'])} of {2 * row['layers']}"),
+        (
+            "evaluations, times fewer",
+            lambda row: number(row["naive"]["sub_blocks"], "{:.1f}", row["ours"]["sub_blocks"]),
+        ),
+        ("search, times faster", lambda row: number(row["naive"]["seconds"], "{:.1f}", row["ours"]["seconds"])),
+        ("naive / ours", lambda row: f"{row['naive']['seconds']:.1f} / {row['ours']['seconds']:.1f} s"),
+        (
+            "allocated",
+            lambda row: " / ".join(f"{row[way]['peak_anonymous_bytes'] / MIB:,.0f}" for way in WAYS) + " MiB",
+        ),
+    ]
+    return table(columns, rows, f"{surroundings(document)}; {document['records'][0]['threads']} threads.")
+
+
+def quality_table(work: Path) -> str:
+    """Of search.py --part quality: D on the held-out prompts of each method, by what is dropped."""
+    document = read_records(work, "search-quality")
+    found = {(one["subject"], one["share_of_sub_blocks"]): one for one in document["records"]}
+    shares = sorted({share for _, share in found})
+    least = {share: min(min(one["reached"]) for (_, at), one in found.items() if at == share) for share in shares}
+    middle = shares[len(shares) // 2]
+
+    def cell(method: Document, share: float) -> str:
+        one = found.get((method["subject"], share))
+        if one is None:
+            return "not measured"
+        reached = statistics.mean(one["reached"])
+        more = f" ({reached:.1%})" if reached > least[share] + NOTABLE else ""
+        return f"{statistics.mean(one['held_out_discrepancy']):.3f}{more}"
+
+    columns: list[Column] = [
+        ("method", lambda row: bold(row["subject"], ours=row["subject"] == "skrr+")),
+        *((f"{share:.0%}: {least[share]:.1%} of all", lambda row, share=share: cell(row, share)) for share in shares),
+        (
+            f"mean cosine at {middle:.0%}",
+            lambda row: number(statistics.mean(found[row["subject"], middle]["held_out_cosine"]), "{:.3f}"),
+        ),
+    ]
+    methods = [{"subject": name} for name in dict.fromkeys(name for name, _ in found)]
+    methods.sort(key=lambda row: statistics.mean(found[row["subject"], middle]["held_out_discrepancy"]))
+    return table(columns, methods, f"{surroundings(document)}.")
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "export": export_table,
     "run": run_table,
@@ -274,6 +330,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "engines": engines_table,
     "overflow": overflow_table,
     "measure": measure_table,
+    "search-speed": speed_table,
+    "search-quality": quality_table,
 }
 
 

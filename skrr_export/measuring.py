@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -26,11 +26,11 @@ from skrr_export.errors import InputError
 from skrr_export.measure import openers
 from skrr_export.measure.agreement import AgreementMeter, Embeddings, Project, invariance
 from skrr_export.measure.cases import Case, chosen_prompts, prompt_cases, random_cases
-from skrr_export.measure.hardware import measure_hardware
+from skrr_export.measure.hardware import fastest, measure_hardware
 from skrr_export.measure.harness import Draft, Harness, Size, record
 from skrr_export.measure.machine import cores, machine, versions
 from skrr_export.measure.process import SubjectError, Surroundings, Worker
-from skrr_export.measure.record import BundleFacts, Hardware, Measurement, Settings
+from skrr_export.measure.record import BundleFacts, Hardware, Measurement, Settings, SubjectRecord
 from skrr_export.measure.subjects import DENSE, Subject, chosen_targets, subjects_of
 from skrr_export.measure.verdicts import Thresholds, judge
 from skrr_export.measure.work import Work
@@ -150,25 +150,27 @@ class _Run:
         began, clock = dt.datetime.now(dt.UTC), time.perf_counter()
         drafts = [Draft(subject=subject) for subject in self._subjects]
         active = [draft for draft in drafts if draft.subject.skipped is None]
-        parts = [part(progress, number, len(active) + 5) for number in range(len(active) + 5)]
+        parts = [part(progress, number, len(active) + 6) for number in range(len(active) + 6)]
         self._bundle.check_hashes(parts[0])
         parts[1]("the machine's limits", 0, 1)
         dtypes = {"fp32", self._bundle.manifest.dtype.name}
-        hardware = measure_hardware(self._device, dtypes, self._surroundings)
+        before = measure_hardware(self._device, dtypes, self._surroundings)
         with _Stored() as planned, _Stored() as dense:
             references = {}
             if self._reference(planned, parts[2], planned=True):
                 references["drift"] = planned
             if self._checkpoint is not None and self._reference(dense, parts[3], planned=False):
                 references["loss"] = dense
-            for draft, tell in zip(active, parts[4:-1], strict=True):
+            for draft, tell in zip(active, parts[4:-2], strict=True):
                 self._harness.alone(
                     draft,
                     processes=self._options.processes,
                     examine=partial(self._examine, references=references),
                     progress=tell,
                 )
-        self._harness.interleaved(active, self._options.runs, parts[-1])
+        self._harness.interleaved(active, self._options.runs, parts[-2])
+        parts[-1]("the machine's limits", 0, 1)
+        hardware = fastest(before, measure_hardware(self._device, dtypes, self._surroundings))
         return self._document(drafts, hardware, began, time.perf_counter() - clock)
 
     def _reference(self, stored: _Stored, progress: Progress, *, planned: bool) -> bool:
@@ -245,7 +247,18 @@ class _Run:
             verdicts=tuple(
                 judge(subjects, options.thresholds, reads_padding=self._preset.reads_padding, on_gpu=on_gpu)
             ),
-            notes=tuple(self._notes),
+            notes=(*self._notes, *_beyond(subjects)),
+        )
+
+
+def _beyond(subjects: Sequence[SubjectRecord]) -> Iterator[str]:
+    """Say so where a limit cannot be true."""
+    bounds = [latency.bound for subject in subjects for latency in subject.latencies if latency.bound is not None]
+    count = sum(bound.share > 1 for bound in bounds)
+    if count:
+        yield (
+            f"{count} of {len(bounds)} latencies are below the machine's limit, so that was disturbed while it was "
+            "measured: measure again when the machine is idle"
         )
 
 

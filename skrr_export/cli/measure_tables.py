@@ -10,12 +10,13 @@ from rich.text import Text
 from skrr_export.cli.output import size
 from skrr_export.measure.latency import UNSTEADY
 from skrr_export.measure.record import Latency, Measurement, SubjectRecord
+from skrr_export.page.report.headline import headline
 
 NOT_MEASURED = "not measured"
 
 
 def tables(measurement: Measurement) -> Iterator[object]:
-    """What the command prints: tables, notes, what failed, and the verdict."""
+    """What the command prints: tables, notes, the headline, what failed, and the verdict."""
     yield _memory(measurement)
     if any(subject.latencies for subject in measurement.subjects):
         yield _latency(measurement)
@@ -26,6 +27,8 @@ def tables(measurement: Measurement) -> Iterator[object]:
             yield f"{subject.title} was not measured{' to the end' if subject.memory else ''}: {subject.error}"
         yield from (f"note: {subject.title}: {note}" for note in subject.notes)
     yield from (f"note: {note}" for note in measurement.notes)
+    for what, fact in headline(measurement).items():
+        yield f"{what}: {NOT_MEASURED}" if fact is None else f"{fact.name}: {fact.value} ({fact.note})"
     for verdict in measurement.verdicts:
         if not verdict.passed:
             yield Text.assemble(("failed:", "red"), f" {verdict.message}")

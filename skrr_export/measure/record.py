@@ -100,14 +100,14 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """The physical limit that is nearest: no program that runs this encoder on this machine can be faster."""
+    """The limit of the hardware that is nearest, as it was measured in the same run."""
 
     name: Literal["memory", "compute"]
     """`memory`: the weights, each once, at the measured copy bandwidth. `compute`: the multiplications, at the measured
     speed of a large matrix product."""
     seconds: float
     share: float
-    """Of the median, what the limit leaves; 1 is perfect."""
+    """The limit's time over the median: 1 is perfect, and above it the machine was disturbed when it was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

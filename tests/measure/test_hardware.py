@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 from skrr_export.measure import hardware
-from skrr_export.measure.hardware import measure_hardware
+from skrr_export.measure.hardware import fastest, measure_hardware
 from skrr_export.measure.process import Surroundings
+from skrr_export.measure.record import Hardware
 
 
 def test_the_machine_is_measured() -> None:
@@ -22,3 +23,12 @@ def test_what_cannot_be_measured_is_none() -> None:
         found = measure_hardware(device, ["fp32"], Surroundings(threads=1, time_limit=limit, gpu=""))
         assert found.copy_bytes_per_second is None
         assert found.matmul_flops_per_second == {}
+
+
+def test_of_two_measurements_the_better_counts() -> None:
+    first = Hardware(copy_bytes_per_second=None, matmul_flops_per_second={"fp32": 1.0, "bf16": 5.0})
+    second = Hardware(copy_bytes_per_second=3.0, matmul_flops_per_second={"fp32": 2.0})
+    both = Hardware(copy_bytes_per_second=3.0, matmul_flops_per_second={"fp32": 2.0, "bf16": 5.0})
+    assert fastest(first, second) == fastest(second, first) == both
+    nothing = Hardware(copy_bytes_per_second=None, matmul_flops_per_second={})
+    assert fastest(nothing, nothing) == nothing

@@ -45,7 +45,7 @@ def latency_section(measurement: Measurement) -> Markup:
         "pytorch": "PyTorch",
         **({"peer": "peer"} if any(subject.role == "peer" for subject in subjects) else {}),
         "run": "one run",
-        "bound": "physical limit: nothing on this machine can be faster",
+        "bound": "limit: the weights at this machine's copy speed, or the products at its matrix speed",
     }
     return element(
         "section",
