@@ -61,13 +61,20 @@ def _sizes(subject: SubjectRecord) -> tuple[int | None, ...]:
 
 def _latency(measurement: Measurement) -> Table:
     timed = [subject for subject in measurement.subjects if subject.latencies]
-    sizes = list(dict.fromkeys((one.batch, one.sequence) for subject in timed for one in subject.latencies))
+    found = {(subject.name, one.batch, one.sequence): one for subject in timed for one in subject.latencies}
+    sizes = list(dict.fromkeys((batch, sequence) for _, batch, sequence in found))
     base = timed[0].name
-    title = f"Latency, median of {measurement.settings.runs}; times {timed[0].title}'s; share of the physical limit"
-    view = _table(title, [f"{batch} x {sequence}" for batch, sequence in sizes])
+    title = (
+        f"Latency, median of {measurement.settings.runs}; times {timed[0].title}'s; share of the limit of the hardware"
+    )
+    heads = []
+    for batch, sequence in sizes:
+        bounds = [one.bound for (_, *size), one in found.items() if size == [batch, sequence]]
+        names = sorted({bound.name for bound in bounds if bound is not None})
+        heads.append(f"{batch} x {sequence}{', limit: ' if names else ''}{' or '.join(names)}")
+    view = _table(title, heads)
     for subject in timed:
-        found = {(one.batch, one.sequence): one for one in subject.latencies}
-        view.add_row(subject.title, *(_time(found.get(one), base) for one in sizes))
+        view.add_row(subject.title, *(_time(found.get((subject.name, *size)), base) for size in sizes))
     return view
 
 
@@ -76,8 +83,8 @@ def _time(latency: Latency | None, base: str) -> str:
         return NOT_MEASURED
     ratio = latency.ratios.get(base)
     times = f"  {ratio.median:.2f} x" if ratio else ""
-    bound = f"  {latency.bound.share:.0%} {latency.bound.name}" if latency.bound else ""
-    return f"{latency.median * 1000:,.1f} ms{times}{bound}"
+    share = f"  {latency.bound.share:4.0%}" if latency.bound else ""
+    return f"{latency.median * 1000:,.1f} ms{times}{share}"
 
 
 def _steadiness(measurement: Measurement) -> Iterator[str]:

@@ -18,8 +18,8 @@ Embeddings = npt.NDArray[Any]
 Project = Callable[[Embeddings], Embeddings]
 """The denoiser's projection: `[rows, hidden_size]` to float32 `[rows, features]`."""
 
-BOUNDS = tuple(10.0 ** (exponent / 2) for exponent in range(-26, 1))
-"""Of the cosine distances that are counted together: half decades from 1e-13 to 1; the last is 2, the largest."""
+BOUNDS = tuple(10.0 ** (exponent / 4) for exponent in range(-56, 1))
+"""Of the cosine distances that are counted together: quarter decades from 1e-14 to 1; the last is 2, the largest."""
 _INVARIANCE_ROWS = 4
 """Prompts that are run alone."""
 

@@ -74,7 +74,7 @@ def test_cosine_distances_are_counted_within_their_bounds() -> None:
     meter = AgreementMeter(PLAIN)
     meter.add(case(), ours, truth)
     counts = meter.result().cosine_distances
-    assert {bound: count for bound, count in counts.items() if count} == {"1e-13": 6, "0.01": 1, "2": 1}
+    assert {bound: count for bound, count in counts.items() if count} == {"1e-14": 6, "0.00562": 1, "2": 1}
     bounds = [float(bound) for bound in counts]
     assert bounds == sorted(bounds)
 
