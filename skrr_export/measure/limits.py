@@ -23,7 +23,8 @@ LIMITS = {
     # 1% gives 1e-3. The cosine distance goes with the square of the error, and its own fp32 rounding is 1e-7.
     "fp32": Limits(relative_l2=5e-5, cosine_distance=1e-6),
     # Native half precision (GPUs): roundings of 2^-11 and 2^-8, some 10 a sub-block, against an fp32 reference.
-    # By arithmetic for 48 sub-blocks: sqrt(480) * 2^-12 = 5e-3 and sqrt(480) * 2^-9 = 4e-2; not measured yet.
+    # By arithmetic for 48 sub-blocks: sqrt(480) * 2^-12 = 5e-3 and sqrt(480) * 2^-9 = 4e-2. Measured in bf16 on a CPU,
+    # 24 layers x 1024: 1.4e-2 (AOTInductor) to 2.2e-2 (PyTorch itself).
     "fp16": Limits(relative_l2=1e-2, cosine_distance=1e-3),
     "bf16": Limits(relative_l2=8e-2, cosine_distance=2e-2),
 }

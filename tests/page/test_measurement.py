@@ -219,14 +219,14 @@ def test_the_numbers_that_matter_most() -> None:
         "Memory saved": "38.5%",
         "Latency": "0.47x",
         "Drift, worst target": "6.20x10⁻⁵",
-        "Loss to the plan": "0.214",
+        "Loss against dense": "0.214",
         "Cold start": "4.71 s",
     }
     notes = {name: plain(note) for name, (_, note) in tiles(root).items()}
     assert notes["Memory saved"] == "onnx 5,912, torch-dense 9,610 MiB resident"
     assert notes["Latency"] == "aoti's time over torch-dense's, 1 x 512 tokens; 0.45 to 0.49"
     assert notes["Drift, worst target"] == "relative L2, aoti in fp32"
-    assert notes["Loss to the plan"] == "relative L2, aoti, mean cosine 0.9771"
+    assert notes["Loss against dense"] == "relative L2, aoti, mean cosine 0.9771"
     assert notes["Cold start"] == "onnx, to the first embedding; torch-dense 19.4 s"
 
 
@@ -235,7 +235,7 @@ def test_without_the_dense_encoder_the_plan_in_pytorch_is_the_base() -> None:
     notes = {name: plain(note) for name, (_, note) in tiles(root).items()}
     assert notes["Memory saved"] == "onnx 5,912, torch-plan 5,990 MiB resident"
     assert "torch-plan" in notes["Latency"]
-    assert "Loss to the plan" not in notes
+    assert "Loss against dense" not in notes
     assert "Not measured: loss." in text_of(classed(root, "headline")[0])
     assert "Not measured: it takes the original checkpoint, --reference." in text_of(block(root, "Loss"))
 

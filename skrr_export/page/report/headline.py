@@ -81,7 +81,7 @@ def _loss(subjects: Sequence[SubjectRecord]) -> Fact | None:
         return None
     subject, value, deviation = worst
     mean = "" if deviation.cosine_mean is None else f", mean cosine {cosine(deviation.cosine_mean)}"
-    return Fact("Loss to the plan", number(value), f"relative L2, {subject.name}{mean}")
+    return Fact("Loss against dense", number(value), f"relative L2, {subject.name}{mean}")
 
 
 def _cold(subjects: Sequence[SubjectRecord]) -> Fact | None:
