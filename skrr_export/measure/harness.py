@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,8 +30,8 @@ from skrr_export.measure.subjects import Subject
 from skrr_export.measure.worker import Ids
 from skrr_export.progress import Progress, part, silent
 
-STEADY_RUNS = 2
-"""Of every size, before memory counts as steady; of processes that only share it, one."""
+STEADY_RUNS = 3
+"""Of every size, for the memory that is steady; of processes that only share it, one."""
 
 Examine = Callable[["Draft", Worker], None]
 """Looks at a loaded subject, such as at its embeddings, and notes what it finds."""
@@ -120,8 +120,8 @@ class Harness:
                 progress(f"{name}: memory", 0, 3)
                 with PeakSampler(worker.pid) as sampler:
                     self._start(draft, worker, draft.stages)
-                    self._run_all(worker, STEADY_RUNS)
-                draft.stages["steady"], draft.peak_anonymous = worker.memory(), sampler.peak
+                    draft.stages["steady"] = _steady(self._run_all(worker, STEADY_RUNS))
+                draft.peak_anonymous = sampler.peak
                 draft.computes_in = worker.computes_in()
                 if self._on_gpu:
                     draft.gpu = worker.gpu_memory()
@@ -161,10 +161,14 @@ class Harness:
         stages["first"] = worker.memory()
         draft.starts.append((worker.start_seconds, imports, load, first))
 
-    def _run_all(self, worker: Worker, times: int) -> None:
-        for inputs in self._inputs.values():
-            for _ in range(times):
+    def _run_all(self, worker: Worker, times: int) -> list[Memory]:
+        """Run every size so many times; the memory after each run."""
+        readings = []
+        for _ in range(times):
+            for inputs in self._inputs.values():
                 worker.run(*inputs)
+                readings.append(worker.memory())
+        return readings
 
     def _several(self, draft: Draft, worker: Worker, more: int) -> int | None:
         """PSS of a steady process and so many more, all alive."""
@@ -212,6 +216,12 @@ class Harness:
                     drafts[name].seconds.setdefault(size, seconds)
         for name, reason in failures.items():
             drafts[name].error = reason
+
+
+def _steady(readings: Sequence[Memory]) -> Memory:
+    """The largest: between two runs an allocator keeps now more and now less of what it will need again."""
+    largest = max(readings, key=lambda memory: memory.anonymous)
+    return replace(largest, peak_rss=readings[-1].peak_rss)
 
 
 def record(draft: Draft, hardware: Hardware, *, masked: bool, processes: int, pytorch: Sequence[str]) -> SubjectRecord:

@@ -14,10 +14,10 @@ from skrr_export.measure.fidelity import Deviation
 
 FORMAT = "skrr-measurement/1"
 STAGES = ("import", "load", "first", "steady")
-"""What a process was doing when its memory was read: libraries imported, encoder loaded, one prompt encoded, every
-size run several times."""
+"""What a process had done when its memory was read: libraries imported, encoder loaded, one prompt encoded, every size
+run several times, of which the largest reading counts."""
 MEMORY_SOURCES = {
-    "anonymous": "/proc/PID/smaps_rollup Anonymous: exact, at the end of the stage",
+    "anonymous": "/proc/PID/smaps_rollup Anonymous: exact, at the end of the stage; steady: the largest after any run",
     "file_backed": "/proc/PID/smaps_rollup Rss less Anonymous and shared memory: exact, at the end of the stage",
     "proportional": "/proc/PID/smaps_rollup Pss: exact, at the end of the stage; all processes on the machine count",
     "peak_rss": "/proc/PID/status VmHWM: kept by the kernel, since the process began",
