@@ -95,7 +95,6 @@ class Harness:
         self._surroundings = surroundings
         self._sizes = sorted(sizes, key=lambda size: size.batch * size.sequence)
         self._inputs = {size: size.inputs(vocab_size, masked=masked) for size in self._sizes}
-        self._masked = masked
         self._on_gpu = on_gpu
 
     @property
@@ -144,7 +143,7 @@ class Harness:
             progress: told what is being done.
         """
         alive = [draft for draft in drafts if draft.error is None]
-        together = self._fit(alive)
+        together = len(alive) < 2 or self._fit(alive)
         groups = [alive] if together else [[alive[0], draft] for draft in alive[1:]]
         if not together:
             for draft in alive:
@@ -171,18 +170,21 @@ class Harness:
         return readings
 
     def _several(self, draft: Draft, worker: Worker, more: int) -> int | None:
-        """PSS of a steady process and so many more, all alive."""
+        """PSS of a steady process and so many more, all alive; `None` where the machine cannot hold them."""
         room, each = available(), draft.stages["steady"].anonymous
-        if room is not None and more * each > room:
-            draft.notes.append(f"{more + 1} processes at once were not measured: they would not fit into memory")
+        try:
+            if room is not None and more * each > room:
+                raise SubjectError("they would not fit into memory")
+            with ExitStack() as stack:
+                workers = [worker]
+                for _ in range(more):
+                    workers.append(stack.enter_context(Worker(draft.subject.opener, self._surroundings)))
+                    self._start(draft, workers[-1], {})
+                    self._run_all(workers[-1], 1)
+                return sum(each.memory().proportional for each in workers)
+        except SubjectError as error:
+            draft.notes.append(f"{more + 1} processes at once were not measured: {error}")
             return None
-        with ExitStack() as stack:
-            workers = [worker]
-            for _ in range(more):
-                workers.append(stack.enter_context(Worker(draft.subject.opener, self._surroundings)))
-                self._start(draft, workers[-1], {})
-                self._run_all(workers[-1], 1)
-            return sum(each.memory().proportional for each in workers)
 
     def _fit(self, drafts: Sequence[Draft]) -> bool:
         """Whether all subjects can be loaded at once: private memory adds up, files are shared."""

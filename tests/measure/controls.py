@@ -67,6 +67,18 @@ def brief(mib: int, seconds: float) -> Load:
     return load
 
 
+def only_one(lock: Path) -> Load:
+    """Loads in one process at a time, as what fills a GPU does."""
+
+    def load() -> Running:
+        if lock.exists():
+            raise OSError("there is one already")
+        lock.touch()
+        return Running(encode=embed, computes_in="fp32")
+
+    return load
+
+
 def slow(seconds: float) -> Load:
     """Takes so long for every run."""
 

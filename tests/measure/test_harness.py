@@ -184,6 +184,25 @@ def test_processes_that_do_not_fit_are_not_measured_and_said_so(monkeypatch: pyt
     assert subject.notes == ("3 processes at once were not measured: they would not fit into memory",)
 
 
+def test_a_second_process_that_fails_fails_only_what_it_is_for(tmp_path: Path) -> None:
+    subject = alone(opener(controls.only_one, lock=tmp_path / "lock"), processes=2, examine=lambda draft, worker: None)
+    assert subject.error is None
+    assert subject.memory is not None
+    assert "steady" in subject.memory.stages
+    assert (subject.memory.processes, subject.memory.total_proportional) == (None, None)
+    assert subject.notes == ("2 processes at once were not measured: OSError: there is one already",)
+
+
+def test_a_subject_alone_is_timed_whether_it_fits_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = harness()
+    found = draft(opener(controls.allocating))
+    one.alone(found)
+    monkeypatch.setattr("skrr_export.measure.harness.available", lambda: 1)
+    one.interleaved([found], runs=2)
+    assert set(found.seconds) == set(SIZES)
+    one.interleaved([], runs=2)
+
+
 def test_the_inputs_are_the_same_for_all_and_within_the_vocabulary() -> None:
     ids, mask = Size(2, 16).inputs(50, masked=True)
     again, none = Size(2, 16).inputs(50, masked=False)
