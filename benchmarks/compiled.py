@@ -23,6 +23,7 @@ from search_models import write_tokenizer
 from skrr_export.measure import openers
 from skrr_export.measure.machine import cores
 from skrr_export.measure.subjects import Subject
+from skrr_export.measure.worker import Opener
 from skrr_export.measuring import MeasureOptions
 
 KINDS = (("onnx", "fp32"), ("onnx", "fp16"), ("onnx", "bf16"), ("pt2", "bf16"), ("aoti", "bf16"))
@@ -57,7 +58,7 @@ def print_exports(exports: list[dict[str, Any]], parameters: int) -> None:
 
 def peer(dtype: str, bundle: Path) -> Subject:
     """ONNX Runtime with weights of another precision."""
-    opener = openers.target(bundle, "onnx", mode="mapped", device="cpu", threads=cores())
+    opener = Opener.of(openers.open_session, bundle=bundle, target="onnx", mode="mapped", device="cpu", threads=cores())
     title = f"ONNX Runtime, {dtype} weights"
     return Subject(name=f"onnx-{dtype}", title=title, role="peer", planned=False, opener=opener)
 

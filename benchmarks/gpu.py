@@ -18,6 +18,7 @@ import torch
 from checkpoints import add_shape_arguments, chosen_checkpoint
 from engines import published_plan
 from exporters import export_bundle, positive
+from openers import open_compiled
 from process import CommandError
 from report import add_work_argument, measure
 
@@ -35,10 +36,7 @@ PLANS = ("dense", "planned")
 
 def torch_compile(bundle: Path, checkpoint: Path, device: str, sizes: int) -> Subject:
     """`torch.compile` under the plan, as a peer."""
-    opener = Opener(
-        "openers:open_compiled",
-        {"bundle": bundle, "checkpoint": checkpoint, "device": device, "threads": cores(), "sizes": sizes},
-    )
+    opener = Opener.of(open_compiled, bundle=bundle, checkpoint=checkpoint, device=device, threads=cores(), sizes=sizes)
     return Subject(name=COMPILE, title="torch.compile", role="peer", planned=True, opener=opener)
 
 

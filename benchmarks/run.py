@@ -14,6 +14,7 @@ from pathlib import Path
 
 from checkpoints import add_shape_arguments, chosen_checkpoint
 from exporters import OURS, add_common_arguments, ensure_export, export_bundle, exporter, positive
+from openers import open_onnx
 from process import CommandError
 from report import PROMPTS, measure
 from search_models import write_tokenizer
@@ -26,10 +27,7 @@ from skrr_export.measuring import MeasureOptions
 
 def peer(name: str, checkpoint: Path, exports: Path) -> Subject:
     """A peer's export of the checkpoint."""
-    opener = Opener(
-        "openers:open_onnx",
-        {"directory": ensure_export(name, checkpoint, exports / name), "threads": cores()},
-    )
+    opener = Opener.of(open_onnx, directory=ensure_export(name, checkpoint, exports / name), threads=cores())
     return Subject(name=name, title=exporter(name).title(), role="peer", planned=False, opener=opener)
 
 

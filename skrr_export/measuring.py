@@ -24,7 +24,7 @@ from skrr_export.checkpoint import open_checkpoint
 from skrr_export.encoders import bundle_encoder, recognise
 from skrr_export.errors import InputError
 from skrr_export.measure import openers
-from skrr_export.measure.agreement import AgreementMeter, Embeddings, Project, invariance
+from skrr_export.measure.agreement import AgreementMeter, Project, invariance
 from skrr_export.measure.cases import Case, chosen_prompts, prompt_cases, random_cases
 from skrr_export.measure.hardware import fastest, measure_hardware
 from skrr_export.measure.harness import Draft, Harness, Size, record
@@ -34,7 +34,7 @@ from skrr_export.measure.record import BundleFacts, Hardware, Measurement, Setti
 from skrr_export.measure.subjects import DENSE, Subject, chosen_targets, subjects_of
 from skrr_export.measure.verdicts import Thresholds, judge
 from skrr_export.measure.work import Work
-from skrr_export.measure.worker import Run
+from skrr_export.measure.worker import Embeddings, Opener, Run
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, part, silent
 from skrr_export.prompts import spread
@@ -176,9 +176,10 @@ class _Run:
     def _reference(self, stored: _Stored, progress: Progress, *, planned: bool) -> bool:
         """Encode every case in fp32; returns whether that went well."""
         what = "fp32 reference" if planned else "dense fp32 reference"
-        opener = openers.reference(
-            self._bundle.directory,
-            self._checkpoint,
+        opener = Opener.of(
+            openers.open_reference,
+            bundle=self._bundle.directory,
+            checkpoint=self._checkpoint,
             planned=planned,
             device=self._device,
             threads=self._surroundings.threads,
@@ -214,8 +215,7 @@ class _Run:
         )
 
     def _encode(self, worker: Worker, case: Case) -> Embeddings:
-        mask = case.attention_mask if self._preset.masked else None
-        return _output(worker.run(case.input_ids, mask, output=True))
+        return _output(worker.run(case.input_ids, case.given(self._preset), output=True))
 
     def _document(self, drafts: Sequence[Draft], hardware: Hardware, began: dt.datetime, seconds: float) -> Measurement:
         options, on_gpu = self._options, self._device != "cpu"

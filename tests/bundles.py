@@ -170,6 +170,21 @@ def edit_weight(bundle: Bundle, name: str, edit: Callable[[np.ndarray], None]) -
     forge_hashes(bundle)
 
 
+def scale(factor: float) -> Callable[[np.ndarray], None]:
+    """An edit of a weight."""
+
+    def edit(values: np.ndarray) -> None:
+        values *= np.float32(factor)
+
+    return edit
+
+
+def swap_source(nodes: dict[str, onnx.NodeProto], graph: onnx.GraphProto) -> None:
+    """An edit of a graph: layer 1 runs the attention of layer 2."""
+    for index, name in enumerate(nodes["layers.1.attention"].input):
+        nodes["layers.1.attention"].input[index] = name.replace("block.0.layer.0.", "block.2.layer.0.")
+
+
 def run_python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter; its arguments are in `sys.argv[1:]`."""
     command = [sys.executable, "-c", code, *map(str, arguments)]

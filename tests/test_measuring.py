@@ -20,12 +20,12 @@ from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.errors import BundleError, CheckpointError, InputError
 from skrr_export.measure.record import STAGES, Hardware, Measurement, SubjectRecord
 from skrr_export.measure.subjects import Subject
+from skrr_export.measure.worker import Opener
 from skrr_export.measuring import MeasureOptions, measure_bundle
 from tests import reference
-from tests.bundles import PLAN, edit_graph, edit_weight, export, soften
+from tests.bundles import PLAN, edit_graph, edit_weight, export, scale, soften, swap_source
 from tests.checkpoints import bert_checkpoint, t5_checkpoint
 from tests.measure import controls
-from tests.measure.controls import opener
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
 
@@ -57,7 +57,7 @@ def projection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(planned: Bundle, t5: Path, projection: Path) -> Measurement:
     """Everything at once, beside a control that is none of ours."""
     control = Subject(
-        name="control", title="control", role="peer", planned=True, opener=opener(controls.failing, how="exit")
+        name="control", title="control", role="peer", planned=True, opener=Opener.of(controls.failing, how="exit")
     )
     options: dict[str, Any] = {**QUICK, "targets": ("onnx", "pt2"), "processes": 2, "batches": (1, 2)}
     return measure_bundle(planned, MeasureOptions(reference=t5, denoiser=projection, peers=(control,), **options))
@@ -210,21 +210,14 @@ def test_ids_alone_are_measured_without_a_tokenizer(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("targets_only")
 def test_a_wrong_weight_is_caught(copy: Bundle, t5: Path) -> None:
-    def scale(values: np.ndarray) -> None:
-        values *= np.float32(1.01)
-
-    edit_weight(copy, "encoder.block.0.layer.0.SelfAttention.v.weight", scale)
+    edit_weight(copy, "encoder.block.0.layer.0.SelfAttention.v.weight", scale(1.01))
     found = measure_bundle(open_bundle(copy.directory), MeasureOptions(reference=t5, **QUICK))
     assert any("onnx: tokens: drift, relative L2" in failure for failure in failures(found))
 
 
 @pytest.mark.usefixtures("targets_only")
 def test_a_swapped_source_is_caught(copy: Bundle) -> None:
-    def swap(nodes: dict[str, onnx.NodeProto], graph: onnx.GraphProto) -> None:
-        for index, name in enumerate(nodes["layers.1.attention"].input):
-            nodes["layers.1.attention"].input[index] = name.replace("block.0.layer.0.", "block.2.layer.0.")
-
-    edit_graph(copy, swap)
+    edit_graph(copy, swap_source)
     found = measure_bundle(open_bundle(copy.directory), MeasureOptions(**QUICK))
     assert any("onnx: tokens: drift, relative L2" in failure for failure in failures(found))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skrr_export.cli.output import Output, output_options, size
+from skrr_export.cli.output import NOT_MEASURED, Output, output_options, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "--tolerance",
     default=0.1,
     show_default=True,
-    type=click.FloatRange(0, min_open=False),
+    type=click.FloatRange(0),
     help="Share by which a number may grow.",
 )
 @output_options
@@ -76,7 +76,7 @@ def _share(change: Change) -> str:
 
 def _value(value: float | None, unit: str) -> str:
     if value is None:
-        return "not measured"
+        return NOT_MEASURED
     if unit == "bytes":
         return size(int(value))
     return {"seconds": f"{value:.3g} s", "times": f"{value:.3g} x", "error": f"{value:.3g}"}[unit]

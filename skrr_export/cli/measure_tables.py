@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from skrr_export.cli.output import size
+from skrr_export.cli.output import NOT_MEASURED, size
 from skrr_export.measure.latency import UNSTEADY
 from skrr_export.measure.record import Latency, Measurement, SubjectRecord
 from skrr_export.page.report.headline import headline
-
-NOT_MEASURED = "not measured"
 
 
 def tables(measurement: Measurement) -> Iterator[object]:
@@ -51,12 +49,10 @@ def _memory(measurement: Measurement) -> Table:
 
 def _sizes(subject: SubjectRecord) -> tuple[int | None, ...]:
     """Anonymous, file-backed, peak, all processes, GPU."""
-    memory = subject.memory
-    if memory is None:
-        return (None,) * 5
-    steady = memory.stages.get("steady")
+    steady = subject.steady
     own = (None,) * 3 if steady is None else (steady.anonymous, steady.file_backed, steady.peak_rss)
-    return (*own, memory.total_proportional, None if memory.gpu is None else memory.gpu.process)
+    together = None if subject.memory is None else subject.memory.total_proportional
+    return (*own, together, subject.gpu_bytes)
 
 
 def _latency(measurement: Measurement) -> Table:

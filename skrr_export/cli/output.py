@@ -14,6 +14,9 @@ import click
 
 from skrr_export.progress import Progress, silent
 
+NOT_MEASURED = "not measured"
+"""What tables say where there is no number."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skrr_export.cli.output import Output, output_options
+from skrr_export.cli.output import NOT_MEASURED, Output, output_options
 from skrr_export.cli.runtime import runtime_option
 from skrr_export.measure.limits import QUANTILES
 
@@ -103,7 +103,7 @@ def _table(report: Report) -> Table:
 
 def _cell(value: float | None, key: str) -> str:
     if value is None:
-        return "not measured"
+        return NOT_MEASURED
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.7f}" if key.startswith("cosine") else f"{value:.3g}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +11,9 @@ import numpy.typing as npt
 from skrr_export.measure.cases import Case
 from skrr_export.measure.fidelity import Deviation, DeviationMeter
 from skrr_export.measure.record import Agreement, Invariance, PromptDeviation
+from skrr_export.measure.worker import Embeddings, Encode
 from skrr_export.pipelines import Preset
 
-Embeddings = npt.NDArray[Any]
 Project = Callable[[Embeddings], Embeddings]
 """The denoiser's projection: `[rows, hidden_size]` to float32 `[rows, features]`."""
 
@@ -22,14 +21,6 @@ BOUNDS = tuple(10.0 ** (exponent / 4) for exponent in range(-56, 1))
 """Of the cosine distances that are counted together: quarter decades from 1e-14 to 1; the last is 2, the largest."""
 _INVARIANCE_ROWS = 4
 """Prompts that are run alone."""
-
-
-class Encode(Protocol):
-    """Anything that turns ids and a mask into `last_hidden_state`."""
-
-    def __call__(
-        self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64] | None
-    ) -> Embeddings: ...
 
 
 class AgreementMeter:
@@ -42,7 +33,7 @@ class AgreementMeter:
             preset: says which rows the denoiser reads.
             project: the denoiser's projection, if it is known.
         """
-        self._reads_padding = preset.reads_padding
+        self._preset = preset
         self._project = project
         self._tokens, self._padding, self._projected = DeviationMeter(), DeviationMeter(), DeviationMeter()
         self._prompts: list[PromptDeviation] = []
@@ -52,7 +43,7 @@ class AgreementMeter:
         """Take in a batch `[batch, sequence, hidden_size]` of both."""
         self._tokens.add(ours[case.real], reference[case.real])
         self._padding.add(ours[~case.real], reference[~case.real])
-        read = np.ones_like(case.real) if self._reads_padding else case.real
+        read = case.read(self._preset)
         if self._project is not None and read.any():
             self._projected.add(self._project(ours[read]), self._project(reference[read]))
         for row, prompt in enumerate(case.prompts):
@@ -96,17 +87,15 @@ def invariance(
     """
     # Rows of several lengths, so that there is padding to leave out; of these batches the largest.
     case = max(cases, key=lambda one: (len(set(one.real.sum(axis=1).tolist())) > 1, one.input_ids.size))
-    mask = case.attention_mask if preset.masked else None
+    mask, read = case.given(preset), case.read(preset)
     whole = encode(case.input_ids, mask)
     lengths = case.real.sum(axis=1)
     rows = [int(row) for row in np.argsort(lengths, kind="stable") if lengths[row]][:_INVARIANCE_ROWS]
     alone, unpadded = [], []
     for row in rows:
-        # Rows of padding are nobody's where the denoiser does not read them.
-        read = np.ones_like(case.real[row]) if preset.reads_padding else case.real[row]
         ids, own_mask = case.input_ids[row : row + 1], None if mask is None else mask[row : row + 1]
         if free_batch and len(case.input_ids) > 1:
-            alone.append(_distance(encode(ids, own_mask)[0][read], whole[row][read]))
+            alone.append(_distance(encode(ids, own_mask)[0][read[row]], whole[row][read[row]]))
         if free_batch and free_length and own_mask is not None:
             length = int(np.flatnonzero(case.real[row])[-1]) + 1
             output = encode(ids[:, :length], own_mask[:, :length])[0]

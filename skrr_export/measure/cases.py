@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skrr_export.bundle import TOKENIZER, Bundle
+from skrr_export.pipelines import Preset
 from skrr_export.prompts import default_prompts
 from skrr_export.targets.base import Ids
 from skrr_export.tokenization import BATCH, Tokenizer
@@ -31,17 +32,20 @@ class Case:
         real: npt.NDArray[np.bool_] = self.attention_mask != 0
         return real
 
+    def given(self, preset: Preset) -> Ids | None:
+        """The mask as a pipeline's encoder gets it, if it does."""
+        return self.attention_mask if preset.masked else None
 
-def has_tokenizer(bundle: Bundle) -> bool:
-    """Whether a bundle takes prompts, and not only ids."""
-    return (bundle.directory / TOKENIZER).is_dir()
+    def read(self, preset: Preset) -> npt.NDArray[np.bool_]:
+        """Which rows a pipeline's denoiser reads, `[batch, sequence]`."""
+        return np.ones_like(self.real) if preset.reads_padding else self.real
 
 
 def chosen_prompts(bundle: Bundle, prompts: Sequence[str] | None) -> list[str]:
     """The prompts to compare on; by default the shipped ones, or none for a bundle that takes only ids."""
     if prompts is not None:
         return list(prompts)
-    return default_prompts() if has_tokenizer(bundle) else []
+    return default_prompts() if (bundle.directory / TOKENIZER).is_dir() else []
 
 
 def prompt_cases(bundle: Bundle, prompts: Sequence[str]) -> Iterator[Case]:

@@ -102,18 +102,9 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: floa
     """
     if not 0 <= tolerance < math.inf:
         raise InputError(f"the tolerance must be a number from 0 on, not {tolerance}")
-    old, new = dict(_metrics(before, _base(before, after))), dict(_metrics(after, _base(before, after)))
-    changes = [
-        Change(
-            subject=subject,
-            metric=metric,
-            unit=unit,
-            before=old.get((subject, metric, unit)),
-            after=new.get((subject, metric, unit)),
-            regressed=_regressed(old.get((subject, metric, unit)), new.get((subject, metric, unit)), unit, tolerance),
-        )
-        for subject, metric, unit in {**old, **new}
-    ]
+    base = _base(before, after)
+    old, new = dict(_metrics(before, base)), dict(_metrics(after, base))
+    changes = [_change(key, old.get(key), new.get(key), tolerance) for key in {**old, **new}]
     return ComparisonReport(tolerance=tolerance, changes=tuple(changes), notes=tuple(_notes(before, after)))
 
 
@@ -151,6 +142,12 @@ def _base(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     """The PyTorch subject that both timed, the dense one rather."""
     timed = [{one["name"] for one in document["subjects"] if one["latencies"]} for document in (before, after)]
     return next((name for name in (DENSE, PLANNED) if all(name in names for names in timed)), None)
+
+
+def _change(key: Key, before: float | None, after: float | None, tolerance: float) -> Change:
+    subject, metric, unit = key
+    regressed = _regressed(before, after, unit, tolerance)
+    return Change(subject=subject, metric=metric, unit=unit, before=before, after=after, regressed=regressed)
 
 
 def _regressed(before: float | None, after: float | None, unit: str, tolerance: float) -> bool:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from skrr_export.measure.worker import Load, Opener, Running
+from skrr_export.measure.worker import Load, Running
 
 _SESSIONS = {
     "onnx": "skrr_export.targets.onnx.session",
@@ -25,26 +25,6 @@ _LATE = {
     "aoti": ("torch._inductor.package", "torch._inductor.codecache"),
 }
 """What torch imports when it first loads such a file: no loading, to us. They are its own, so one may be absent."""
-
-
-def target(bundle: Path, target: str, *, mode: str, device: str, threads: int) -> Opener:
-    """A target of a bundle."""
-    return Opener(
-        f"{__name__}:open_session",
-        {"bundle": bundle, "target": target, "mode": mode, "device": device, "threads": threads},
-    )
-
-
-def eager(bundle: Path, checkpoint: Path | None, *, planned: bool, device: str, threads: int) -> Opener:
-    """PyTorch as users of transformers run it, in the bundle's precision."""
-    arguments = {"bundle": bundle, "checkpoint": checkpoint, "planned": planned, "device": device, "threads": threads}
-    return Opener(f"{__name__}:open_eager", arguments)
-
-
-def reference(bundle: Path, checkpoint: Path | None, *, planned: bool, device: str, threads: int) -> Opener:
-    """What embeddings are compared with: transformers in fp32."""
-    arguments = {"bundle": bundle, "checkpoint": checkpoint, "planned": planned, "device": device, "threads": threads}
-    return Opener(f"{__name__}:open_reference", arguments)
 
 
 def open_session(bundle: Path, target: str, mode: str, device: str, threads: int) -> Load:

@@ -146,6 +146,7 @@ class Worker:
     def _answer(self) -> Any:
         try:
             if not self._connection.poll(self._time_limit):
+                self._process.kill()  # or it would take the processor from the subjects that go on
                 raise SubjectError(f"no answer within {self._time_limit:g} s; stopped")
             answer = self._connection.recv()
         except (EOFError, OSError) as error:

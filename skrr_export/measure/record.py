@@ -47,6 +47,11 @@ class Memory:
     peak_rss: int
     """Largest resident set since the process began."""
 
+    @property
+    def resident(self) -> int:
+        """Bytes that are in the machine's memory, whoever else may map them."""
+        return self.anonymous + self.file_backed + self.shared
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuMemory:
@@ -195,6 +200,16 @@ class SubjectRecord:
     """Against the dense original in fp32: what the plan costs."""
     invariance: Invariance | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def steady(self) -> Memory | None:
+        """Its memory after it ran every size several times."""
+        return None if self.memory is None else self.memory.stages.get("steady")
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        """What the driver counts as its process's on the GPU."""
+        return None if self.memory is None or self.memory.gpu is None else self.memory.gpu.process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,14 @@ def subjects_of(
                 title=f"PyTorch {dtype}, {'the plan' if runs_plan else 'dense'}",
                 role="pytorch",
                 planned=runs_plan,
-                opener=openers.eager(bundle.directory, checkpoint, planned=runs_plan, device=device, threads=threads),
+                opener=Opener.of(
+                    openers.open_eager,
+                    bundle=bundle.directory,
+                    checkpoint=checkpoint,
+                    planned=runs_plan,
+                    device=device,
+                    threads=threads,
+                ),
                 work=planned if runs_plan else dense,
             )
     for name in targets:
@@ -82,7 +89,14 @@ def subjects_of(
             title=TITLES[name],
             role="target",
             planned=True,
-            opener=openers.target(bundle.directory, target, mode=mode or "mapped", device=device, threads=threads),
+            opener=Opener.of(
+                openers.open_session,
+                bundle=bundle.directory,
+                target=target,
+                mode=mode or "mapped",
+                device=device,
+                threads=threads,
+            ),
             work=planned,
             skipped=_reason(target, device),
         )

@@ -108,12 +108,9 @@ def _base(subjects: Sequence[SubjectRecord]) -> str | None:
 
 
 def _memory(subject: SubjectRecord, *, on_gpu: bool) -> int | None:
-    if subject.memory is None:
-        return None
     if on_gpu:
-        return None if subject.memory.gpu is None else subject.memory.gpu.process
-    peaks = [memory.peak_rss for memory in subject.memory.stages.values()]
-    return max(peaks) if "steady" in subject.memory.stages else None
+        return subject.gpu_bytes
+    return None if subject.steady is None else subject.steady.peak_rss
 
 
 def _latency_ratio(subject: SubjectRecord, base: str | None) -> float | None:

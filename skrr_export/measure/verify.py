@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from skrr_export.bundle import Bundle
 from skrr_export.calibration import Chunk
@@ -18,17 +17,9 @@ from skrr_export.measure.cases import Case, chosen_prompts, prompt_cases, random
 from skrr_export.measure.fidelity import Deviation, DeviationMeter
 from skrr_export.measure.limits import LIMITS
 from skrr_export.measure.verdicts import judge_drift
+from skrr_export.measure.worker import Embeddings, Encode
 from skrr_export.progress import Progress, silent
-from skrr_export.targets.base import Ids, Session
-
-Embeddings = npt.NDArray[Any]
-"""`last_hidden_state` `[batch, sequence, hidden_size]`."""
-
-
-class Encode(Protocol):
-    """Anything that turns ids and a mask into `last_hidden_state`."""
-
-    def __call__(self, input_ids: Ids, attention_mask: Ids | None) -> Embeddings: ...
+from skrr_export.targets.base import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +146,7 @@ def _run(encode: Encode, bundle: Bundle, cases: Sequence[Case], what: str, progr
     outputs = []
     for done, case in enumerate(cases):
         progress(f"{what}: {case.name}", done, len(cases))
-        outputs.append(encode(case.input_ids, case.attention_mask if bundle.manifest.pipeline.masked else None))
+        outputs.append(encode(case.input_ids, case.given(bundle.manifest.pipeline)))
     progress(what, len(cases), len(cases))
     return outputs
 
@@ -164,11 +155,11 @@ def _headroom(bundle: Bundle, cases: Sequence[Case], progress: Progress) -> Head
     """Measure the bundle's own weights; whatever the target computes in, the answer is for hardware with fp16."""
     from skrr_export.rescale import measure_maxima
 
-    masked = bundle.manifest.pipeline.masked
-    chunks = [Chunk(case.input_ids, case.attention_mask if masked else None, case.real) for case in cases]
+    preset = bundle.manifest.pipeline
+    chunks = [Chunk(case.input_ids, case.given(preset), case.real) for case in cases]
     encoder = bundle_encoder(bundle)
     maxima = measure_maxima(
-        encoder, bundle.parameters(), bundle.manifest.plan, chunks, masked=masked, progress=progress
+        encoder, bundle.parameters(), bundle.manifest.plan, chunks, masked=preset.masked, progress=progress
     )
     name, value = maxima.largest
     return Headroom(name, value, maxima.headroom)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -42,13 +43,7 @@ class Work:
 
     def flops(self, batch: int, sequence: int, *, masked: bool) -> int:
         """Multiplications and additions of all matrix products, as torch counts them on the meta device."""
-        weights = {
-            name: torch.empty(shape, dtype=self._dtype, device="meta") for name, shape in self._encoder.shapes.items()
-        }
-        ids = torch.empty((batch, sequence), dtype=torch.int64, device="meta")
-        with FlopCounterMode(display=False) as counter:
-            self._encoder(weights, ids, ids if masked else None)
-        return int(counter.get_total_flops())
+        return _flops(self._encoder, self._dtype, batch, sequence, masked)
 
     def bound(self, hardware: Hardware, computes_in: str, flops: int, median: float) -> Bound | None:
         """The nearest physical limit of a run; `None` where the hardware was not measured.
@@ -68,3 +63,12 @@ class Work:
         }
         name = max(limits, key=lambda key: limits[key])
         return Bound(name=name, seconds=limits[name], share=limits[name] / median)
+
+
+@cache  # subjects of one plan share their work
+def _flops(encoder: FunctionalEncoder, dtype: torch.dtype, batch: int, sequence: int, masked: bool) -> int:
+    weights = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in encoder.shapes.items()}
+    ids = torch.empty((batch, sequence), dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        encoder(weights, ids, ids if masked else None)
+    return int(counter.get_total_flops())

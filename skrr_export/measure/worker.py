@@ -25,13 +25,15 @@ _PR_SET_PDEATHSIG = 1
 Ids = npt.NDArray[np.int64]
 Embeddings = npt.NDArray[Any]
 """`last_hidden_state` `[batch, sequence, hidden_size]`."""
+Encode = Callable[[Ids, Ids | None], Embeddings]
+"""Anything that turns ids and a mask into embeddings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
     """An encoder that is loaded."""
 
-    encode: Callable[[Ids, Ids | None], Embeddings]
+    encode: Encode
     """Ids on the host to embeddings on the host: what a GPU still has to do when it returns does not count as done."""
     computes_in: str
     """Precision of the activations: `fp32`, `fp16`, `bf16`."""
@@ -53,6 +55,11 @@ class Opener:
     function: str
     """An `Open`, as `module:name`."""
     arguments: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, function: Open, **arguments: Any) -> Opener:
+        """The opener that calls a function of a module with these arguments."""
+        return cls(f"{function.__module__}:{function.__name__}", arguments)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from skrr_export.measure.worker import Opener
 from skrr_export.measuring import MeasureOptions, measure_bundle
 from tests.bundles import PLAN, export, soften
 from tests.checkpoints import t5_checkpoint
@@ -46,7 +47,7 @@ def test_a_subject_that_fills_the_gpu_says_so_and_the_others_go_on(tmp_path: Pat
     t5 = soften(t5_checkpoint(tmp_path / "t5", layers=4))
     bundle = export(t5, tmp_path / "bundle", PLAN, targets=("pt2",))
     greedy = Subject(
-        name="greedy", title="greedy", role="peer", planned=True, opener=controls.opener(controls.filling_the_gpu)
+        name="greedy", title="greedy", role="peer", planned=True, opener=Opener.of(controls.filling_the_gpu)
     )
     found = measure_bundle(
         bundle, MeasureOptions(targets=("pt2",), device="cuda", sequences=(8,), runs=2, peers=(greedy,))

@@ -1,6 +1,6 @@
 """Subjects whose behaviour is known: what the harness must see, and what it must survive.
 
-Each is a `skrr_export.measure.worker.Open`; opened as `Opener("tests.measure.controls:name", arguments)`.
+Each is a `skrr_export.measure.worker.Open`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from skrr_export.measure.worker import Ids, Load, Opener, Running
+from skrr_export.measure.worker import Ids, Load, Running
 
 MIB = 1 << 20
 WIDTH = 8
-
-
-def opener(function: Any, **arguments: Any) -> Opener:
-    """How to open a control."""
-    return Opener(f"{__name__}:{function.__name__}", arguments)
 
 
 def embed(ids: Ids, mask: Ids | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ from skrr_export.measure.record import Hardware, SubjectRecord
 from skrr_export.measure.subjects import Subject
 from skrr_export.measure.worker import Opener
 from tests.measure import controls
-from tests.measure.controls import MIB, opener
+from tests.measure.controls import MIB
 
 SIZES = [Size(2, 16), Size(1, 4)]
 NO_HARDWARE = Hardware(copy_bytes_per_second=None, matmul_flops_per_second={})
@@ -36,7 +36,7 @@ def alone(opener: Opener, **options: Any) -> SubjectRecord:
 
 @pytest.fixture(scope="module")
 def nothing() -> SubjectRecord:
-    return alone(opener(controls.allocating), processes=2)
+    return alone(Opener.of(controls.allocating), processes=2)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def anonymous(subject: SubjectRecord, stage: str = "steady") -> int:
 
 
 def test_what_a_subject_allocates_is_seen_where_it_allocates_it(nothing: SubjectRecord) -> None:
-    large = alone(opener(controls.allocating, mib=500))
+    large = alone(Opener.of(controls.allocating, mib=500))
     assert large.error is None
     assert anonymous(large) - anonymous(nothing) == pytest.approx(500 * MIB, rel=0.02)
     assert anonymous(large, "import") == pytest.approx(anonymous(nothing, "import"), abs=4 * MIB)
@@ -63,7 +63,7 @@ def test_what_a_subject_allocates_is_seen_where_it_allocates_it(nothing: Subject
 
 
 def test_two_runs_of_one_subject_agree(nothing: SubjectRecord) -> None:
-    again = alone(opener(controls.allocating), processes=2)
+    again = alone(Opener.of(controls.allocating), processes=2)
     for subject in (nothing, again):
         assert subject.memory is not None
     assert anonymous(again) == pytest.approx(anonymous(nothing), rel=0.05)
@@ -72,8 +72,8 @@ def test_two_runs_of_one_subject_agree(nothing: SubjectRecord) -> None:
 
 
 def test_mapped_weights_are_shared_and_a_leaked_copy_is_not(nothing: SubjectRecord, file: Path) -> None:
-    mapped = alone(opener(controls.mapping, file=file), processes=2)
-    leaked = alone(opener(controls.mapping, file=file, copies=1), processes=2)
+    mapped = alone(Opener.of(controls.mapping, file=file), processes=2)
+    leaked = alone(Opener.of(controls.mapping, file=file, copies=1), processes=2)
     assert nothing.memory is not None
     assert mapped.memory is not None
     assert leaked.memory is not None
@@ -87,7 +87,7 @@ def test_mapped_weights_are_shared_and_a_leaked_copy_is_not(nothing: SubjectReco
 
 
 def test_memory_that_is_held_for_a_moment_is_a_peak() -> None:
-    subject = alone(opener(controls.brief, mib=200, seconds=0.3))
+    subject = alone(Opener.of(controls.brief, mib=200, seconds=0.3))
     assert subject.memory is not None
     assert anonymous(subject) < 100 * MIB
     assert (subject.memory.peak_anonymous or 0) > 200 * MIB
@@ -104,7 +104,7 @@ def test_a_cold_start_is_the_sum_of_its_parts(nothing: SubjectRecord) -> None:
 
 @pytest.mark.parametrize(("after", "stages"), [(0, ["import", "load"]), (2, ["import", "load", "first"])])
 def test_what_was_measured_before_a_subject_failed_is_kept(after: int, stages: list[str]) -> None:
-    subject = alone(opener(controls.failing, how="exit", after=after))
+    subject = alone(Opener.of(controls.failing, how="exit", after=after))
     assert subject.error == "its process exited with code 3: last words"
     assert subject.memory is not None
     assert list(subject.memory.stages) == stages
@@ -121,10 +121,10 @@ def test_a_subject_that_does_not_even_start_has_nothing() -> None:
 
 def test_subjects_take_turns_and_one_that_dies_or_hangs_leaves_the_others() -> None:
     drafts = [
-        draft(opener(controls.slow, seconds=0.02), "base", "pytorch"),
-        draft(opener(controls.failing, how="kill", after=7), "dies"),
-        draft(opener(controls.failing, how="hang", after=8), "hangs"),
-        draft(opener(controls.slow, seconds=0.06), "slower"),
+        draft(Opener.of(controls.slow, seconds=0.02), "base", "pytorch"),
+        draft(Opener.of(controls.failing, how="kill", after=7), "dies"),
+        draft(Opener.of(controls.failing, how="hang", after=8), "hangs"),
+        draft(Opener.of(controls.slow, seconds=0.06), "slower"),
     ]
     one = harness(time_limit=2)
     for each in drafts:
@@ -152,7 +152,7 @@ def test_subjects_take_turns_and_one_that_dies_or_hangs_leaves_the_others() -> N
 
 
 def test_subjects_that_do_not_fit_together_are_timed_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    drafts = [draft(opener(controls.allocating), name, "pytorch") for name in ("a", "b", "c")]
+    drafts = [draft(Opener.of(controls.allocating), name, "pytorch") for name in ("a", "b", "c")]
     one = harness()
     for each in drafts:
         one.alone(each)
@@ -177,7 +177,7 @@ def test_subjects_that_do_not_fit_together_are_timed_in_pairs(monkeypatch: pytes
 
 def test_processes_that_do_not_fit_are_not_measured_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skrr_export.measure.harness.available", lambda: 1)
-    subject = alone(opener(controls.allocating), processes=3)
+    subject = alone(Opener.of(controls.allocating), processes=3)
     assert subject.error is None
     assert subject.memory is not None
     assert subject.memory.total_proportional is None
@@ -185,7 +185,9 @@ def test_processes_that_do_not_fit_are_not_measured_and_said_so(monkeypatch: pyt
 
 
 def test_a_second_process_that_fails_fails_only_what_it_is_for(tmp_path: Path) -> None:
-    subject = alone(opener(controls.only_one, lock=tmp_path / "lock"), processes=2, examine=lambda draft, worker: None)
+    subject = alone(
+        Opener.of(controls.only_one, lock=tmp_path / "lock"), processes=2, examine=lambda draft, worker: None
+    )
     assert subject.error is None
     assert subject.memory is not None
     assert "steady" in subject.memory.stages
@@ -195,7 +197,7 @@ def test_a_second_process_that_fails_fails_only_what_it_is_for(tmp_path: Path) -
 
 def test_a_subject_alone_is_timed_whether_it_fits_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     one = harness()
-    found = draft(opener(controls.allocating))
+    found = draft(Opener.of(controls.allocating))
     one.alone(found)
     monkeypatch.setattr("skrr_export.measure.harness.available", lambda: 1)
     one.interleaved([found], runs=2)

@@ -11,7 +11,6 @@ import pytest
 from skrr_export.measure.process import SubjectError, Surroundings, Worker
 from skrr_export.measure.worker import Opener
 from tests.measure import controls
-from tests.measure.controls import opener
 
 SURROUNDINGS = Surroundings(threads=1, time_limit=30)
 IDS = np.arange(6).reshape(2, 3)
@@ -26,7 +25,7 @@ def run(worker: Worker) -> np.ndarray:
 
 
 def test_a_worker_runs_its_subject() -> None:
-    with Worker(opener(controls.allocating), SURROUNDINGS) as worker:
+    with Worker(Opener.of(controls.allocating), SURROUNDINGS) as worker:
         assert worker.start_seconds > 0
         assert np.array_equal(run(worker), controls.embed(IDS))
         assert worker.run(IDS, None).output is None
@@ -39,7 +38,7 @@ def test_a_worker_runs_its_subject() -> None:
 
 
 def test_its_time_is_that_of_the_run() -> None:
-    with Worker(opener(controls.slow, seconds=0.2), SURROUNDINGS) as worker:
+    with Worker(Opener.of(controls.slow, seconds=0.2), SURROUNDINGS) as worker:
         run(worker)
         assert 0.2 <= worker.run(IDS, None).seconds < 2
 
@@ -55,7 +54,7 @@ def test_its_time_is_that_of_the_run() -> None:
     ],
 )
 def test_a_failure_is_told_in_one_line(how: str, message: str) -> None:
-    with Worker(opener(controls.failing, how=how), SURROUNDINGS) as worker:
+    with Worker(Opener.of(controls.failing, how=how), SURROUNDINGS) as worker:
         with pytest.raises(SubjectError) as caught:
             run(worker)
         assert str(caught.value) == message
@@ -66,11 +65,11 @@ def test_a_failure_is_told_in_one_line(how: str, message: str) -> None:
 
 
 def test_a_subject_that_hangs_is_stopped() -> None:
-    with (
-        Worker(opener(controls.failing, how="hang"), Surroundings(threads=1, time_limit=1)) as worker,
-        pytest.raises(SubjectError, match=r"^no answer within 1 s; stopped$"),
-    ):
-        run(worker)
+    with Worker(Opener.of(controls.failing, how="hang"), Surroundings(threads=1, time_limit=1)) as worker:
+        with pytest.raises(SubjectError, match=r"^no answer within 1 s; stopped$"):
+            run(worker)
+        with pytest.raises(SubjectError, match="its process was killed"):
+            worker.run(IDS, None)  # at once: others are being timed
     assert not Path(f"/proc/{worker.pid}").exists()
 
 
@@ -102,8 +101,9 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
 import sys, time
 sys.path.insert(0, {str(Path.cwd())!r})
 from skrr_export.measure.process import Surroundings, Worker
+from skrr_export.measure.worker import Opener
 from tests.measure import controls
-worker = Worker(controls.opener(controls.slow, seconds=60), Surroundings(threads=1, time_limit=100))
+worker = Worker(Opener.of(controls.slow, seconds=60), Surroundings(threads=1, time_limit=100))
 print(worker.pid, flush=True)
 time.sleep(60)
 """

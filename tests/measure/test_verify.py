@@ -25,7 +25,7 @@ from skrr_export.measure.limits import LIMITS, Limits
 from skrr_export.measure.verify import Report, verify
 from skrr_export.prompts import default_prompts
 from skrr_export.targets.onnx.session import OnnxSession
-from tests.bundles import PLAN, edit_graph, edit_weight, export, soften
+from tests.bundles import PLAN, edit_graph, edit_weight, export, scale, soften, swap_source
 from tests.checkpoints import t5_checkpoint
 from tests.reference import Sources
 
@@ -155,18 +155,6 @@ def test_prompts_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
 # Negative controls: the manifest's hashes are forged, so that nothing but the numbers can tell
 
 
-def _scale(factor: float) -> Callable[[np.ndarray], None]:
-    def scale(values: np.ndarray) -> None:
-        values *= np.float32(factor)
-
-    return scale
-
-
-def _swap_source(nodes: dict[str, onnx.NodeProto], graph: onnx.GraphProto) -> None:
-    for index, name in enumerate(nodes["layers.1.attention"].input):
-        nodes["layers.1.attention"].input[index] = name.replace("block.0.layer.0.", "block.2.layer.0.")
-
-
 def _drop_call(nodes: dict[str, onnx.NodeProto], graph: onnx.GraphProto) -> None:
     dropped = nodes["layers.2.attention"]
     nodes["layers.2.feed_forward"].input[0] = dropped.input[0]
@@ -187,7 +175,7 @@ def _fail(bundle: Bundle, *options: object) -> list[str]:
     return document["failures"]
 
 
-@pytest.mark.parametrize("edit", [_swap_source, _drop_call, _swap_weights])
+@pytest.mark.parametrize("edit", [swap_source, _drop_call, _swap_weights])
 def test_wrong_graph_fails(edit: Callable[..., None], planned: Bundle) -> None:
     assert _command(planned, "--json").exit_code == 0
     edit_graph(planned, edit)
@@ -206,7 +194,7 @@ def test_wrong_graph_fails_in_words_for_people(planned: Bundle) -> None:
 
 
 def test_weight_scaled_by_a_hundredth_fails_against_the_checkpoint_only(planned: Bundle, t5: Path) -> None:
-    edit_weight(planned, "encoder.block.0.layer.0.SelfAttention.v.weight", _scale(1.01))
+    edit_weight(planned, "encoder.block.0.layer.0.SelfAttention.v.weight", scale(1.01))
     assert _command(planned).exit_code == 0  # both sides read the bundle's weights
     failures = _fail(planned, "--reference", t5)
     assert any("tokens: drift, relative L2" in failure for failure in failures)
@@ -241,7 +229,7 @@ def test_reference_that_is_not_finite_proves_nothing(bundles: dict[str, Bundle],
 
 
 def test_smallest_limit_that_would_pass_is_true(planned: Bundle, t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    edit_weight(planned, "encoder.block.0.layer.0.SelfAttention.v.weight", _scale(1.05))
+    edit_weight(planned, "encoder.block.0.layer.0.SelfAttention.v.weight", scale(1.05))
     stated = {}
     for failure in _verify(planned, reference=t5).failures:
         kind = "relative_l2" if "relative L2" in failure else "cosine_distance"

@@ -9,7 +9,7 @@ from skrr_export.measure.fidelity import Deviation
 from skrr_export.measure.record import Agreement, Measurement, SubjectRecord
 from skrr_export.page.markup import number, percent
 from skrr_export.page.report.latency import latency_at
-from skrr_export.page.report.values import cosine, mib, on_gpu, resident, size_name, span, steady
+from skrr_export.page.report.values import cosine, mib, size_name, span
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -36,13 +36,14 @@ def headline(measurement: Measurement) -> dict[str, Fact | None]:
 
 def _memory(measurement: Measurement) -> Fact | None:
     """Of the target that needs least; on a GPU its memory, elsewhere what is resident."""
+    gpu = measurement.settings.device != "cpu"
 
     def size(subject: SubjectRecord) -> int | None:
-        memory = steady(subject)
-        return None if memory is None else resident(memory)
+        if gpu:
+            return subject.gpu_bytes
+        return None if subject.steady is None else subject.steady.resident
 
-    gpu = measurement.settings.device != "cpu"
-    base, best = _compared(measurement.subjects, on_gpu if gpu else size)
+    base, best = _compared(measurement.subjects, size)
     if base is None or best is None or not base[1]:
         return None
     saved = 1 - best[1] / base[1]

@@ -13,10 +13,7 @@ from skrr_export.page.report.values import (
     cell,
     mebibytes,
     mib,
-    on_gpu,
-    resident,
     size_name,
-    steady,
     subject_head,
 )
 
@@ -81,13 +78,13 @@ def memory_tables(measurement: Measurement) -> Markup:
 
 
 def _host_row(subject: SubjectRecord) -> Row:
-    memory = steady(subject)
+    memory = subject.steady
     if memory is None:
         return Row(subject=subject)
     sizes = {"anonymous": memory.anonymous, "file-backed": memory.file_backed, "shared": memory.shared}
     return Row(
         subject=subject,
-        value=f"{mib(resident(memory))} MiB",
+        value=f"{mib(memory.resident)} MiB",
         remark=f"{mib(memory.anonymous)} of its own",
         parts=tuple(Part(kind, mebibytes(size), f"{kind}: {mib(size)} MiB") for kind, size in sizes.items()),
         marks=(Part("peak", mebibytes(memory.peak_rss), f"peak RSS: {mib(memory.peak_rss)} MiB"),),
@@ -103,13 +100,13 @@ def _processes_chart(measurement: Measurement) -> Markup:
         "div",
         element("h3", f"{count} processes at once"),
         element("p", "Their PSS, summed: a page that several of them map counts once.", class_="note"),
-        bars(f"Memory of {count} processes", "MiB", [_processes_row(subject) for subject in subjects]),
+        bars(f"Memory of {count} processes", "MiB", [_size_row(subject, _together(subject)) for subject in subjects]),
         class_="more",
     )
 
 
-def _processes_row(subject: SubjectRecord) -> Row:
-    size = _together(subject)
+def _size_row(subject: SubjectRecord, size: int | None) -> Row:
+    """A bar of one size."""
     if size is None:
         return Row(subject=subject)
     value = f"{mib(size)} MiB"
@@ -121,23 +118,15 @@ def _together(subject: SubjectRecord) -> int | None:
 
 
 def _gpu_chart(subjects: Sequence[SubjectRecord]) -> Markup:
-    if all(on_gpu(subject) is None for subject in subjects):
+    if all(subject.gpu_bytes is None for subject in subjects):
         return NOTHING
     return element(
         "div",
         element("h3", "On the GPU"),
         element("p", "All that the driver counts as the process's, its context included.", class_="note"),
-        bars("Memory on the GPU", "MiB", [_gpu_row(subject) for subject in subjects]),
+        bars("Memory on the GPU", "MiB", [_size_row(subject, subject.gpu_bytes) for subject in subjects]),
         class_="more",
     )
-
-
-def _gpu_row(subject: SubjectRecord) -> Row:
-    size = on_gpu(subject)
-    if size is None:
-        return Row(subject=subject)
-    value = f"{mib(size)} MiB"
-    return Row(subject=subject, value=value, parts=(Part(subject.role, mebibytes(size), value),))
 
 
 def _stage_rows(subject: SubjectRecord) -> Iterator[Markup]:

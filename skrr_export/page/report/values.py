@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
-from skrr_export.measure.record import Memory, SubjectRecord
+from skrr_export.measure.record import SubjectRecord
 from skrr_export.page.markup import Markup, element, number
 
 ABSENT = "not measured"
@@ -42,21 +42,6 @@ def reason(subject: SubjectRecord) -> str:
     if subject.error is None:
         return ABSENT
     return f"{'skipped' if subject.skipped else ABSENT}: {subject.error}"
-
-
-def resident(memory: Memory) -> int:
-    """Bytes that are in the machine's memory, whoever else may map them."""
-    return memory.anonymous + memory.file_backed + memory.shared
-
-
-def steady(subject: SubjectRecord) -> Memory | None:
-    """Memory of a subject that has run every size several times."""
-    return None if subject.memory is None else subject.memory.stages.get("steady")
-
-
-def on_gpu(subject: SubjectRecord) -> int | None:
-    """Bytes on the GPU that the driver counts as the process's."""
-    return None if subject.memory is None or subject.memory.gpu is None else subject.memory.gpu.process
 
 
 def mebibytes(size: float) -> float:
