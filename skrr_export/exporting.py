@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skrr_export.bundle import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, Bundle, FileEntry, Manifest
+from skrr_export.bundle import Bundle
 from skrr_export.checkpoint import TOKENIZER_FILES, Checkpoint, find_tokenizer, open_checkpoint
 from skrr_export.dtypes import BAKEABLE, FP16, FP32, READABLE, DType, bakeable
 from skrr_export.errors import CheckpointError, InputError
+from skrr_export.manifest import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, FileEntry, Manifest
 from skrr_export.pipelines import Preset, find_preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent

@@ -19,10 +19,11 @@ from typing import Self
 
 import numpy as np
 
-from skrr_export.bundle import MANIFEST, Bundle
+from skrr_export.bundle import Bundle
 from skrr_export.checkpoint import open_checkpoint
 from skrr_export.encoders import bundle_encoder, recognise
 from skrr_export.errors import InputError
+from skrr_export.manifest import MANIFEST
 from skrr_export.measure import openers
 from skrr_export.measure.agreement import AgreementMeter, Project, invariance
 from skrr_export.measure.cases import Case, chosen_prompts, prompt_cases, random_cases

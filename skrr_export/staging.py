@@ -25,6 +25,7 @@ from skrr_export.errors import OutputError
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_COPY_BYTES = 1 << 20
 
 
 @contextmanager
@@ -90,11 +91,12 @@ class StagedDirectory:
         OutputError: the target exists and may not be replaced, or the disk is full.
     """
 
-    def __init__(self, target: Path, *, replace: bool, marker: str) -> None:
-        """Prepare to write `target`; `marker` names the file by which one of our directories is recognised."""
+    def __init__(self, target: Path, *, replace: bool, marker: str, kind: str = "bundle") -> None:
+        """Prepare to write `target`; `marker` names the file by which one of our directories, a `kind`, is known."""
         self.target = target.absolute()
         self.replace = replace
         self.marker = marker
+        self.kind = kind
         self.files: dict[str, BinaryIO] = {}
         self._lock: int | None = None
         if not self.target.name:
@@ -113,7 +115,7 @@ class StagedDirectory:
         if self.target.is_symlink() or not self.target.is_dir():
             raise OutputError(f"{self.target} is not a directory; remove it yourself, or choose another output")
         if any(self.target.iterdir()) and not (self.target / self.marker).is_file():
-            raise OutputError(f"{self.target} is not a bundle (no {self.marker}), so --force will not replace it")
+            raise OutputError(f"{self.target} is not a {self.kind} (no {self.marker}), so --force will not replace it")
 
     def __enter__(self) -> Self:
         with disk_errors(self.target):
@@ -155,6 +157,19 @@ class StagedDirectory:
         """Add a small file."""
         with disk_errors(self.target):
             self.create(name).write(content)
+
+    def link(self, name: str, source: Path) -> None:
+        """Add a file that exists, by a hard link: it takes no space and has one page cache; where that fails, a copy."""
+        with disk_errors(self.target):
+            self._make_directory()
+            path = self.directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source.resolve(), path)  # of a symbolic link Linux would make another symbolic link
+            except OSError:  # another file system, one without links, or a file of another user
+                with source.open("rb") as content:
+                    self.require_space(source.stat().st_size)
+                    shutil.copyfileobj(content, self.create(name), _COPY_BYTES)
 
     def require_space(self, nbytes: int) -> None:
         """Fail early where the disk cannot hold what is about to be written.

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from skrr_export.bundle import TOKENIZER, Bundle
+from skrr_export.bundle import Bundle
 from skrr_export.errors import BundleError, InputError
+from skrr_export.manifest import TOKENIZER
 from skrr_export.pipelines import Preset
 from skrr_export.progress import Progress, silent
 

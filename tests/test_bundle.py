@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from skrr_export.bundle import Bundle, FileEntry, Manifest, open_bundle
+from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.dtypes import BAKEABLE
 from skrr_export.errors import BundleError
 from skrr_export.exporting import ExportOptions, export_checkpoint
+from skrr_export.manifest import FileEntry, Manifest, SentencePieceEntry, VectorsEntry
 from skrr_export.pipelines import PRESETS
 from skrr_export.plan import Plan
 from skrr_export.targets.onnx.session import OnnxSession
@@ -142,6 +143,19 @@ def test_tensors_are_found_where_they_lie(exported: Path) -> None:
 # The manifest's file
 
 
+def tokenizers(names: list[str]) -> st.SearchStrategy[SentencePieceEntry]:
+    ids = st.lists(st.integers(0, 10**6), max_size=3).map(tuple)
+    special = st.lists(st.text(), max_size=3).map(tuple)
+    file = st.sampled_from(names)
+    return st.builds(SentencePieceEntry, file=file, prefix=ids, suffix=ids, pad=st.integers(0, 10**6), special=special)
+
+
+def vectors(names: list[str]) -> st.SearchStrategy[VectorsEntry]:
+    limit = st.floats(0, 1).map(lambda value: {"relative_l2": value, "cosine_distance": value / 2})
+    limits = limit.map(lambda value: dict.fromkeys(BAKEABLE, value))
+    return st.builds(VectorsEntry, file=st.sampled_from(names), count=st.integers(1, 10**6), limits=limits)
+
+
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
     """Any manifest that an export can write."""
@@ -163,6 +177,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
         sequence=draw(st.none() | naturals),
         total_parameters=draw(naturals),
         kept_parameters=draw(naturals),
+        tokenizer=draw(st.none() | tokenizers(names)),
+        vectors=draw(st.none() | vectors(names)),
         targets={"onnx": {"file": names[0], "opset": 23}},
         files=files,
         tools={"torch": draw(st.text())},
@@ -279,7 +295,10 @@ def test_a_value_of_another_kind_is_malformed(copied: Path, path: tuple[Any, ...
     assert refused(copied).startswith(f"{copied / 'manifest.json'}: ")
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../outside", "tokenizer/../../outside", ".."])
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/passwd", "../outside", "tokenizer/../../outside", "..", "", "a//b", "./a", "..\\outside", "C:\\outside"],
+)
 def test_a_manifest_that_names_files_outside_is_refused(copied: Path, name: str) -> None:
     (copied.parent / "outside").write_bytes(b"")
     entry = {"sha256": hashlib.sha256(b"").hexdigest(), "bytes": 0}

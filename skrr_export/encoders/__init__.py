@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from skrr_export.bundle import CONFIG, Bundle
+from skrr_export.bundle import Bundle
 from skrr_export.checkpoint import Checkpoint, fingerprint
 from skrr_export.dtypes import READABLE
 from skrr_export.encoders.base import Encoder, Shape, Step, parameter_shapes
@@ -14,6 +14,7 @@ from skrr_export.encoders.bert import BertEncoder
 from skrr_export.encoders.t5 import T5Encoder
 from skrr_export.encoders.umt5 import UMT5Encoder
 from skrr_export.errors import BundleError, CheckpointError
+from skrr_export.manifest import CONFIG
 from skrr_export.plan import Plan
 from skrr_export.tensorfile import StoredTensor
 

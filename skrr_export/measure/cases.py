@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from skrr_export.bundle import TOKENIZER, Bundle
+from skrr_export.bundle import Bundle
+from skrr_export.manifest import TOKENIZER
 from skrr_export.pipelines import Preset
 from skrr_export.prompts import default_prompts
 from skrr_export.targets.base import Ids

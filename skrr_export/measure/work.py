@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from skrr_export.bundle import Manifest
 from skrr_export.encoders import Encoder, parameter_shapes
 from skrr_export.encoders.module import FunctionalEncoder
+from skrr_export.manifest import Manifest
 from skrr_export.measure.record import Bound, Hardware
 from skrr_export.plan import Plan
 

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skrr_export.bake import WRITE_BYTES
-from skrr_export.bundle import CONFIG
 from skrr_export.checkpoint import SINGLE, TOKENIZER_FILES, Checkpoint
 from skrr_export.encoders import Encoder, recognise, select
 from skrr_export.encoders.eager import Weights
 from skrr_export.errors import CheckpointError, InputError
+from skrr_export.manifest import CONFIG
 from skrr_export.plan import KINDS, Kind, Plan
 from skrr_export.progress import Progress, silent
 from skrr_export.search.activations import TensorCache

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
-from skrr_export.dtypes import DType
+from skrr_export.dtypes import FP32, DType
 from skrr_export.pipelines import Preset
 from skrr_export.progress import Progress, silent
 from skrr_export.targets.base import Built, Source
@@ -49,7 +50,7 @@ def build_targets(
     for target in targets:
         progress(f"tracing for {target}", 0, 1)
         if target == "onnx":
-            built[target] = _onnx(graph(), inline=inline)
+            built[target] = _onnx(graph(), source.dtype, inline=inline)
         elif target == "pt2":
             from skrr_export.targets.torch_export import program
 
@@ -80,10 +81,14 @@ def _graph(source: Source) -> bytes:
     )
 
 
-def _onnx(content: bytes, *, inline: bool) -> Built:
-    from skrr_export.targets.onnx import graph
+def _onnx(content: bytes, dtype: DType, *, inline: bool) -> Built:
+    from skrr_export.targets.onnx import graph, lower
     from skrr_export.targets.onnx.trace import OPSET
 
     content = graph.inline(content) if inline else content
-    entry = {"file": graph.GRAPH, "opset": OPSET, "functions": not inline}
-    return Built(files={graph.GRAPH: content}, entry=entry)
+    files = {graph.GRAPH: content}
+    entry: dict[str, Any] = {"file": graph.GRAPH, "opset": OPSET, "functions": not inline}
+    if dtype is not FP32:
+        files[lower.CPU_GRAPH] = lower.computing_in_fp32(content)
+        entry["cpu"] = {"file": lower.CPU_GRAPH, "dtype": FP32.name}
+    return Built(files=files, entry=entry)

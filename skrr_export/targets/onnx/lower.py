@@ -1,14 +1,26 @@
 """What ONNX Runtime needs changed in a half-precision graph; the encoder and the bundle know nothing of this.
 
-Its CPU provider has no bf16 kernels and few fp16 ones: there, the weights stay as they are stored, and mapped, each is
-cast to fp32 where it is used, and everything is computed in fp32. Elsewhere only a bf16 result is widened.
+Its CPU provider has no bf16 kernels and few fp16 ones: a bundle has a second graph for it, by which the weights stay as
+they are stored, and mapped, each is cast to fp32 where it is used, and everything is computed in fp32. Elsewhere only a
+bf16 result is widened.
 """
 
 from __future__ import annotations
 
+import onnx
 import onnx_ir as ir
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+CPU_GRAPH = "model.cpu.onnx"
+"""The second graph's file in a half-precision bundle."""
+
+
+def computing_in_fp32(content: bytes) -> bytes:
+    """The second graph: a serialized half-precision model, so rewritten that only its weights are half precision."""
+    model = ir.from_proto(onnx.ModelProto.FromString(content))
+    compute_in_fp32(model)
+    lowered: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return lowered
 
 
 def compute_in_fp32(model: ir.Model) -> None:

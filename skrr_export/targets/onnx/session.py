@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skrr_export.bundle import Bundle
-from skrr_export.dtypes import FP32
+from skrr_export.dtypes import BF16, FP32
 from skrr_export.errors import BundleError, DependencyError, InputError
 from skrr_export.targets import RUNTIMES
 from skrr_export.targets.base import Arrays, Ids, Session
@@ -18,7 +18,8 @@ MODES = ("mapped", "prepacked")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
 
-_HOLD_CASTS = ["ConstantFolding", "CommonSubexpressionElimination", "FuseFp16InitializerToFp32NodeTransformer"]
+
+HELD_CASTS = ("ConstantFolding", "CommonSubexpressionElimination", "FuseFp16InitializerToFp32NodeTransformer")
 """Optimizers that would keep fp32 copies of half-precision weights. In mapped mode such a copy shall live from just
 before its use to just after: the first and the last would make all of them at load, the second would merge, and so
 hold, those of a re-used weight."""
@@ -79,22 +80,31 @@ class OnnxSession(Session):
         return self.computes_in is not self.bundle.manifest.dtype
 
     def _open(self) -> Any:
-        graph = self.bundle.target_file("onnx")
+        graph = self._graph()
         options = _options(self._library, graph.parent, self.mode, self._threads)
         if self.runtime == "tensorrt-rtx":
             options.add_provider_for_devices([device_of_plugin(self._library)], {})
-        changed = self._decomposed or self.bundle.manifest.dtype is not FP32
+        changed = self._decomposed or self.computes_in is BF16
         try:
             return self._library.InferenceSession(
-                _adapted(graph, compute_in_fp32=self._lowered, decomposed=self._decomposed) if changed else str(graph),
+                _adapted(graph, decomposed=self._decomposed) if changed else str(graph),
                 options,
                 providers=None if self.runtime == "tensorrt-rtx" else [PROVIDERS[self._device]],
-                disabled_optimizers=_HOLD_CASTS if self._lowered and self.mode == "mapped" else None,
+                disabled_optimizers=[*HELD_CASTS] if self._lowered and self.mode == "mapped" else None,
             )
         except Exception as error:  # ONNX Runtime's own exceptions share no base but this
             if self._falls_back(error):
                 return self._open()
             raise BundleError(f"ONNX Runtime cannot load {graph}: {_first_line(error)}") from error
+
+    def _graph(self) -> Path:
+        graph = self.bundle.target_file("onnx")
+        if not self._lowered:
+            return graph
+        entry = self.bundle.manifest.targets["onnx"]
+        if "cpu" not in entry:
+            raise BundleError(f"{self.bundle.directory} has no ONNX graph that computes in fp32; export again")
+        return self.bundle.directory / str(entry["cpu"]["file"])
 
     def _run(self, feed: Mapping[str, Ids]) -> Arrays:
         names = [output.name for output in self._session.get_outputs()]
@@ -143,18 +153,16 @@ def _options(runtime: Any, folder: Path, mode: str, threads: int | None) -> Any:
     return options
 
 
-def _adapted(graph: Path, *, compute_in_fp32: bool, decomposed: bool) -> bytes:
+def _adapted(graph: Path, *, decomposed: bool) -> bytes:
     import onnx_ir as ir
 
-    from skrr_export.targets.onnx import lower
     from skrr_export.targets.onnx.decompose import decompose
+    from skrr_export.targets.onnx.lower import widen_outputs
 
     model = ir.load(graph)
-    if compute_in_fp32:
-        lower.compute_in_fp32(model)
     if decomposed:
         decompose(model)
-    lower.widen_outputs(model)
+    widen_outputs(model)
     content: bytes = ir.to_proto(model).SerializeToString()
     return content
 

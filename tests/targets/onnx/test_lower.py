@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from skrr_export.bundle import Bundle
-from skrr_export.targets.onnx.lower import compute_in_fp32, widen_outputs
+from skrr_export.errors import BundleError
+from skrr_export.targets.onnx.lower import widen_outputs
 from skrr_export.targets.onnx.session import OnnxSession
 from tests import reference
 from tests.bundles import PLAN, export, random_ids, random_mask, relative_error, run_python, soften
@@ -67,6 +69,20 @@ def test_equals_transformers_in_fp32_on_the_rounded_weights(
     assert relative_error(truth, reference.encode(checkpoints[family], PLAN, ids, mask)) > 5 * TOLERANCE[family]
 
 
+def test_graph_for_a_cpu_is_whole_and_answers_in_fp32(bundle: Bundle) -> None:
+    """Any runtime can open it as it lies: nothing is left to be done at load."""
+    onnx.checker.check_model(bundle.directory / "model.cpu.onnx", full_check=True)
+    [output] = _lowered(bundle).graph.output
+    assert (output.name, output.type.tensor_type.elem_type) == ("last_hidden_state", onnx.TensorProto.FLOAT)
+
+
+def test_bundle_without_that_graph_says_so(bundle: Bundle) -> None:
+    targets = {"onnx": {"file": "model.onnx"}}
+    old = replace(bundle, manifest=replace(bundle.manifest, targets=targets))
+    with pytest.raises(BundleError, match="has no ONNX graph that computes in fp32; export again"):
+        OnnxSession(old)
+
+
 def test_row_masked_whole_is_finite(bundle: Bundle) -> None:
     ids, mask = random_ids(np.random.default_rng(0), 2, 9), np.ones((2, 9), np.int64)
     mask[1] = 0
@@ -74,9 +90,7 @@ def test_row_masked_whole_is_finite(bundle: Bundle) -> None:
 
 
 def _lowered(bundle: Bundle) -> onnx.ModelProto:
-    model = ir.load(bundle.directory / "model.onnx")
-    compute_in_fp32(model)
-    return ir.to_proto(model)
+    return onnx.load(bundle.directory / "model.cpu.onnx", load_external_data=False)
 
 
 def test_weights_stay_in_the_file_as_they_are(bundle: Bundle) -> None:

@@ -1,0 +1,303 @@
+"""What a bundle says of itself: `manifest.json`. The format is specified in `runtimes/BUNDLE.md`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from skrr_export.dtypes import BAKEABLE, DType
+from skrr_export.errors import BundleError, PlanError
+from skrr_export.pipelines import Preset
+from skrr_export.plan import Plan
+
+FORMAT = "skrr-bundle/1"
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+TOKENIZER = "tokenizer"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of the bundle, as it must be."""
+
+    sha256: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentencePieceEntry:
+    """How a runtime without `transformers` tokenises: by SentencePiece, which at export gave the same ids."""
+
+    file: str
+    """The model's file in the bundle."""
+    prefix: tuple[int, ...]
+    """Ids put before those of the pieces."""
+    suffix: tuple[int, ...]
+    """Ids put after them."""
+    pad: int
+    """Id of padding, on the right."""
+    special: tuple[str, ...]
+    """Tokens that `transformers` finds in a prompt where they are spelled out, and SentencePiece does not."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as the manifest holds it."""
+        return {
+            "kind": "sentencepiece",
+            "file": self.file,
+            "prefix": list(self.prefix),
+            "suffix": list(self.suffix),
+            "pad": self.pad,
+            "special": list(self.special),
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read an entry from a manifest.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is malformed.
+        """
+        if document["kind"] != "sentencepiece":
+            raise ValueError(f"unknown kind of tokenizer {document['kind']!r}")
+        return cls(
+            file=_text(document["file"]),
+            prefix=tuple(_natural(number) for number in _list(document["prefix"])),
+            suffix=tuple(_natural(number) for number in _list(document["suffix"])),
+            pad=_natural(document["pad"]),
+            special=tuple(_text(token) for token in _list(document["special"])),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorsEntry:
+    """Test vectors that the bundle carries; see `skrr_export.vectors`."""
+
+    file: str
+    count: int
+    limits: Mapping[str, Mapping[str, float]]
+    """Largest `relative_l2` and `cosine_distance` that pass, by the precision that a runtime computes in."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as the manifest holds it."""
+        limits = {precision: dict(limit) for precision, limit in self.limits.items()}
+        return {"file": self.file, "count": self.count, "limits": limits}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read an entry from a manifest.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is malformed.
+        """
+        limits = {
+            precision: {
+                name: _limit(document["limits"][precision][name]) for name in ("relative_l2", "cosine_distance")
+            }
+            for precision in BAKEABLE
+        }
+        return cls(file=_text(document["file"]), count=_positive(document["count"]), limits=limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a bundle says of itself; runtimes decide from this, never from a file name."""
+
+    family: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    max_length: int | None
+    """Longest sequence the encoder can take, in tokens; `None` if it has no limit."""
+    plan: Plan
+    pipeline: Preset
+    dtype: DType
+    """Of the weights, and of the graph's activations."""
+    batch: int | None
+    """Fixed batch size of the graphs; `None` if free."""
+    sequence: int | None
+    """Fixed sequence length of the graphs; `None` if free."""
+    total_parameters: int
+    """Of the dense encoder, embedding included."""
+    kept_parameters: int
+    """Of the tensors in the bundle."""
+    rescaling: Mapping[str, Any] | None = None
+    """Powers of two that the weights took over so that fp16 cannot overflow, and what they were chosen from."""
+    tokenizer: SentencePieceEntry | None = None
+    """`None`: without `transformers`, the bundle takes token ids only."""
+    vectors: VectorsEntry | None = None
+    """`None`: it carries no test vectors."""
+    targets: Mapping[str, Mapping[str, Any]]
+    """For each target: its `file`, and what a runtime needs to know of it."""
+    files: Mapping[str, FileEntry]
+    """Every file of the bundle but the manifest, by path."""
+    tools: Mapping[str, str] = field(default_factory=dict)
+    """Versions of what made the bundle."""
+
+    @property
+    def sparsity(self) -> float:
+        """Parameters that no position uses, as a share of all."""
+        return 1 - self.kept_parameters / self.total_parameters
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the graphs' inputs, all int64 `[batch, sequence]`."""
+        return ("input_ids", "attention_mask") if self.pipeline.masked else ("input_ids",)
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`; the same manifest gives the same bytes."""
+        document = {
+            "format": FORMAT,
+            "encoder": {
+                "family": self.family,
+                "num_layers": self.num_layers,
+                "hidden_size": self.hidden_size,
+                "vocab_size": self.vocab_size,
+                "max_length": self.max_length,
+            },
+            "plan": self.plan.to_dict(),
+            "pipeline": self.pipeline.to_dict(),
+            "dtype": self.dtype.name,
+            "inputs": [
+                {"name": name, "dtype": "int64", "shape": [self.batch or "batch", self.sequence or "sequence"]}
+                for name in self.inputs
+            ],
+            "outputs": [
+                {
+                    "name": "last_hidden_state",
+                    "dtype": self.dtype.name,
+                    "shape": [self.batch or "batch", self.sequence or "sequence", self.hidden_size],
+                }
+            ],
+            "parameters": {"total": self.total_parameters, "kept": self.kept_parameters},
+            "rescaling": None if self.rescaling is None else dict(self.rescaling),
+            "tokenizer": self.tokenizer and self.tokenizer.to_dict(),
+            "vectors": self.vectors and self.vectors.to_dict(),
+            "targets": {name: dict(target) for name, target in self.targets.items()},
+            "files": {
+                name: {"sha256": entry.sha256, "bytes": entry.nbytes} for name, entry in sorted(self.files.items())
+            },
+            "tools": dict(self.tools),
+        }
+        return json.dumps(document, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read `manifest.json`.
+
+        Raises:
+            BundleError: it is malformed, or of a format this release does not know.
+        """
+        try:
+            document = json.loads(text, parse_constant=_no_constant)
+            if document["format"] != FORMAT:
+                raise BundleError(f"the bundle's format is {document['format']!r}; this release reads '{FORMAT}'")
+            _check_names(document)
+            encoder, plan = document["encoder"], Plan.from_dict(document["plan"])
+            batch, sequence = document["inputs"][0]["shape"]
+            tokenizer, vectors = document.get("tokenizer"), document.get("vectors")
+            if (encoder["family"], encoder["num_layers"]) != (plan.family, plan.num_layers):
+                raise ValueError("the plan is for another encoder")
+            return cls(
+                family=plan.family,
+                num_layers=_positive(encoder["num_layers"]),
+                hidden_size=_positive(encoder["hidden_size"]),
+                vocab_size=_positive(encoder["vocab_size"]),
+                max_length=None if encoder["max_length"] is None else _positive(encoder["max_length"]),
+                plan=plan,
+                pipeline=Preset.from_dict(document["pipeline"]),
+                dtype=BAKEABLE[document["dtype"]],
+                batch=None if batch == "batch" else _positive(batch),
+                sequence=None if sequence == "sequence" else _positive(sequence),
+                total_parameters=_positive(document["parameters"]["total"]),
+                kept_parameters=_positive(document["parameters"]["kept"]),
+                rescaling=_rescaling(document.get("rescaling")),
+                tokenizer=None if tokenizer is None else SentencePieceEntry.from_dict(tokenizer),
+                vectors=None if vectors is None else VectorsEntry.from_dict(vectors),
+                targets=document["targets"],
+                files={name: _file_entry(file) for name, file in document["files"].items()},
+                tools={name: str(version) for name, version in document["tools"].items()},
+            )
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, PlanError) as error:
+            raise BundleError(f"malformed manifest: {type(error).__name__}: {error}") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _positive(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is not a positive integer")
+    return value
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a natural number")
+    return value
+
+
+def _limit(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError(f"{value!r} is not a limit")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise TypeError(f"{value!r} is not a list")
+    return value
+
+
+def _rescaling(document: Any) -> dict[str, Any] | None:
+    if document is None:
+        return None
+    powers = document["weights"]
+    if not all(type(name) is str and type(power) is int for name, power in powers.items()):
+        raise ValueError(f"{powers!r} are not powers of two by the end of a tensor's name")
+    return dict(document)
+
+
+def _file_entry(document: Mapping[str, Any]) -> FileEntry:
+    sha256, nbytes = document["sha256"], document["bytes"]
+    if not re.fullmatch("[0-9a-f]{64}", sha256) or type(nbytes) is not int or nbytes < 0:
+        raise ValueError(f"{sha256!r} and {nbytes!r} are not a hash and a size")
+    return FileEntry(sha256, nbytes)
+
+
+def _check_names(document: Mapping[str, Any]) -> None:
+    """A bundle may come from anywhere: it must not name files outside its directory, or files without a hash."""
+    for name in document["files"]:
+        if not _is_inside(name):
+            raise BundleError(f"the manifest names a file outside the bundle: {name}")
+    for name in (WEIGHTS, *_named_files(document)):
+        if name not in document["files"]:
+            raise BundleError(f"the manifest gives no hash for {name}")
+
+
+def _is_inside(name: str) -> bool:
+    """Whether it is a relative path in its plain spelling, without `.`, `..`, or what another system takes for them."""
+    return not re.search(r"[\\:\0]", name) and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def _named_files(document: Mapping[str, Any]) -> Iterator[str]:
+    """Every file that a runtime opens because the manifest says so."""
+    for target in document["targets"].values():
+        yield target["file"]
+        yield from target.get("packages", {}).values()
+    if "cpu" in document["targets"].get("onnx", {}):
+        yield document["targets"]["onnx"]["cpu"]["file"]
+    for key in ("tokenizer", "vectors"):
+        if document.get(key) is not None:
+            yield document[key]["file"]
