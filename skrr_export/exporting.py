@@ -17,7 +17,7 @@ from skrr_export.bundle import Bundle
 from skrr_export.checkpoint import TOKENIZER_FILES, Checkpoint, find_tokenizer, open_checkpoint
 from skrr_export.dtypes import BAKEABLE, FP16, FP32, READABLE, DType, bakeable
 from skrr_export.errors import CheckpointError, InputError
-from skrr_export.manifest import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, FileEntry, Manifest
+from skrr_export.manifest import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, FileEntry, Manifest, SentencePieceEntry
 from skrr_export.pipelines import Preset, find_preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MAX_SIZE = 1 << 20
 """Largest batch or sequence that can be fixed."""
+MAX_VECTORS = 64
+"""Most test vectors; those of a T5-XXL at 512 tokens take 8 MB each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,8 @@ class ExportOptions:
     """Keep fp16 from overflowing; see `skrr_export.rescale`."""
     prompts: Sequence[str] | None = None
     """To measure activations on, for `rescale`; `None`: some of the shipped ones."""
+    vectors: int = 0
+    """How many test vectors to add; `transformers` computes them, and for that loads the checkpoint whole."""
     replace: bool = False
     """Replace a bundle that exists."""
 
@@ -72,6 +76,8 @@ class ExportOptions:
         for name, value in (("batch", self.batch), ("sequence", self.sequence)):
             if value is not None and not 1 <= value <= MAX_SIZE:
                 raise InputError(f"the {name} size must be 1 to {MAX_SIZE:,}, not {value}")
+        if not 0 <= self.vectors <= MAX_VECTORS:
+            raise InputError(f"the number of test vectors must be 0 to {MAX_VECTORS}, not {self.vectors}")
         if self.dtype is not None:
             bakeable(self.dtype)
 
@@ -99,6 +105,7 @@ class _Job:
     preset: Preset
     dtype: DType
     layout: Layout
+    recipe: SentencePieceEntry | None
     options: ExportOptions
     warnings: tuple[str, ...]
 
@@ -152,6 +159,11 @@ def export_checkpoint(
             files[name] = FileEntry(hashlib.sha256(content).hexdigest(), len(content))
         rescaling = rescaled.describe(baked.subnormal)
         manifest = _manifest(job, {target: each.entry for target, each in built.items()}, files, rescaling)
+        if options.vectors:
+            from skrr_export.vectors import FILE
+
+            manifest, content = _with_vectors(job, manifest, progress)
+            stage.write(FILE, content)
         stage.write(MANIFEST, manifest.to_json().encode())
         progress("flushing to disk", baked.nbytes, baked.nbytes)
     dense_nbytes = manifest.total_parameters * manifest.dtype.itemsize
@@ -181,9 +193,23 @@ def _prepare(location: str | Path, options: ExportOptions) -> _Job:
     own = READABLE[selection.tensors[0].code]
     dtype = bakeable(options.dtype or (own.name if own.name in BAKEABLE else FP32.name))
     layout = weights_layout(selection.tensors, dtype, Path(WEIGHTS))
-    wrong = wrong_weights(plan, checkpoint)
-    warnings = () if wrong is None else (wrong,)
-    return _Job(checkpoint, encoder, plan, selection, preset, dtype, layout, options, warnings)
+    recipe, not_portable = _recipe(checkpoint, preset)
+    warnings = tuple(warning for warning in (wrong_weights(plan, checkpoint), not_portable) if warning is not None)
+    return _Job(checkpoint, encoder, plan, selection, preset, dtype, layout, recipe, options, warnings)
+
+
+def _recipe(checkpoint: Checkpoint, preset: Preset) -> tuple[SentencePieceEntry | None, str | None]:
+    """How runtimes without transformers tokenise, and a warning if they could have but cannot."""
+    from skrr_export.portable import MODEL, sentencepiece_entry
+    from skrr_export.tokenization import Tokenizer
+
+    if checkpoint.tokenizer is None or not (checkpoint.tokenizer / MODEL).is_file():
+        return None, None
+    try:
+        tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.directory, preset)
+        return sentencepiece_entry(tokenizer, checkpoint.tokenizer / MODEL, f"{TOKENIZER}/{MODEL}"), None
+    except InputError as error:
+        return None, f"runtimes other than Python will take token ids only: {error}"
 
 
 def _source(job: _Job, encoder: Encoder, weights: Path) -> Source:
@@ -221,10 +247,28 @@ def _manifest(
         total_parameters=job.selection.total_parameters,
         kept_parameters=job.selection.kept_parameters,
         rescaling=rescaling,
+        tokenizer=job.recipe,
         targets=targets,
         files=files,
         tools={name: importlib.metadata.version(name) for name in ("skrr-export", "torch", "onnxscript", "onnx-ir")},
     )
+
+
+def _with_vectors(job: _Job, manifest: Manifest, progress: Progress) -> tuple[Manifest, bytes]:
+    """Test vectors for what was just built, computed by the reference from the checkpoint's own weights."""
+    from skrr_export import vectors
+    from skrr_export.measure.reference import planned_reference
+    from skrr_export.tokenization import Tokenizer
+
+    progress("computing test vectors", 0, job.options.vectors)
+    bundle = Bundle(Path(), manifest)  # not on disk yet: the reference reads nothing of it
+    encode = planned_reference(bundle, job.checkpoint.directory)
+    directory = job.checkpoint.tokenizer
+    tokenizer = None if directory is None else Tokenizer(directory, job.checkpoint.directory, job.preset)
+    cases = list(vectors.choose_cases(manifest, tokenizer, job.options.vectors))
+    entry, content = vectors.make(manifest, cases, encode)
+    files = {**manifest.files, entry.file: FileEntry(hashlib.sha256(content).hexdigest(), len(content))}
+    return replace(manifest, vectors=entry, files=files), content
 
 
 def _companions(checkpoint: Checkpoint, encoder: Encoder) -> dict[str, bytes]:

@@ -159,7 +159,7 @@ class StagedDirectory:
             self.create(name).write(content)
 
     def link(self, name: str, source: Path) -> None:
-        """Add a file that exists, by a hard link: it takes no space and has one page cache; where that fails, a copy."""
+        """Add a file that exists, by a hard link, so that it takes no space and is cached once; else by a copy."""
         with disk_errors(self.target):
             self._make_directory()
             path = self.directory / name

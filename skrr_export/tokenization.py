@@ -95,6 +95,25 @@ class Tokenizer:
         )
         return Tokens(batch["input_ids"].astype(np.int64), batch["attention_mask"].astype(np.int64))
 
+    @property
+    def pads_right(self) -> bool:
+        """Whether padding goes, and truncation takes, on the right."""
+        return bool(self._tokenizer.padding_side == self._tokenizer.truncation_side == "right")
+
+    @property
+    def pad_id(self) -> int:
+        """Id of padding."""
+        return int(self._tokenizer.pad_token_id)
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """Tokens that are found in a prompt where they are spelled out."""
+        return sorted(str(token) for token in self._tokenizer.added_tokens_decoder.values())
+
+    def ids(self, prompt: str) -> list[int]:
+        """A prompt's ids before it is truncated and padded."""
+        return list(self._tokenizer(self.preset.prepare(prompt), truncation=False, verbose=False)["input_ids"])
+
     def lengths(self, prompts: Sequence[str]) -> list[int]:
         """How many tokens each prompt has before it is truncated."""
         batch = self._tokenizer([self.preset.prepare(prompt) for prompt in prompts], truncation=False, verbose=False)

@@ -15,10 +15,12 @@ from skrr_export.errors import SkrrError
 COMMANDS = {
     "export": "Export a text encoder under a plan to a bundle.",
     "verify": "Prove a bundle against transformers; exit 1 when a limit is exceeded.",
+    "self-test": "Run a bundle on the test vectors it carries; exit 1 when a result is off.",
     "measure": "Measure memory, latency and fidelity of a bundle beside PyTorch.",
     "compare": "Compare two measurements; exit 1 when something got worse.",
     "inspect": "Show what a bundle holds.",
     "encode": "Encode prompts with a bundle.",
+    "triton": "Write a bundle as a model repository of Triton Inference Server.",
     "plan": "Search, make, check and draw plans.",
 }
 """Commands by name, with the line `--help` shows; each lives in the module of its name."""
@@ -26,7 +28,7 @@ COMMANDS = {
 
 @click.group(
     cls=LazyGroup,
-    lazy={name: (f"skrr_export.cli.{name}", line) for name, line in COMMANDS.items()},
+    lazy={name: (f"skrr_export.cli.{name.replace('-', '_')}", line) for name, line in COMMANDS.items()},
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -30,6 +30,7 @@ from skrr_export.targets.tensorrt.options import EngineOptions
 @click.option("--inline", is_flag=True, help="No model-local functions in the ONNX graph, for tools that lack them.")
 @click.option("--no-rescale", is_flag=True, help="fp16: cast the weights as they are, though activations may overflow.")
 @click.option("--prompts", "prompts_file", type=click.Path(path_type=Path), help="fp16: to measure activations on.")
+@click.option("--vectors", default=0, show_default=True, help="Add so many test vectors, for self-tests anywhere.")
 @engine_options
 @click.option("--force", is_flag=True, help="Replace the bundle if it exists.")
 @output_options
@@ -47,6 +48,7 @@ def command(
     inline: bool,
     no_rescale: bool,
     prompts_file: Path | None,
+    vectors: int,
     engine: EngineOptions,
     force: bool,
     output: Output,
@@ -61,6 +63,9 @@ def command(
 
     With --dtype fp16 powers of two are moved between the weights so that activations cannot overflow, as measured on a
     few prompts.
+
+    With --vectors a few prompts travel with what transformers makes of them (which loads the checkpoint whole), so that
+    any runtime can prove itself: skrr-export self-test, skrr-encode --self-test.
 
     \b
     Examples:
@@ -85,6 +90,7 @@ def command(
         engine=engine,
         rescale=not no_rescale,
         prompts=None if prompts_file is None else read_prompts(prompts_file),
+        vectors=vectors,
         replace=force,
     )
     with output.progress() as progress:
