@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -61,3 +63,21 @@ def _refusal(text: str) -> str | None:
     except BundleError as error:
         return str(error)
     return None
+
+
+def test_the_specification_describes_every_field() -> None:
+    text = (Path(__file__).parents[1] / "runtimes" / "BUNDLE.md").read_text(encoding="utf-8")
+    for path, fields in _objects(SCHEMA.schema, ""):
+        for field in fields:
+            assert re.search(rf"\b{field}\b", text), f"{path}.{field}"
+
+
+def _objects(schema: Any, path: str) -> Iterator[tuple[str, list[str]]]:
+    if isinstance(schema, dict):
+        if isinstance(schema.get("properties"), dict):
+            yield path, list(schema["properties"])
+        for key, value in schema.items():
+            yield from _objects(value, f"{path}.{key}")
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _objects(value, path)

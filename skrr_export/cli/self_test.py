@@ -24,7 +24,7 @@ def command(bundle: Path, target: str, device: str, runtime: str, output: Output
 
     \b
     Example:
-      skrr-export export t5-v1_1-xxl --vectors 8 -o t5.bundle && skrr-export self-test t5.bundle
+      skrr-export self-test t5.bundle --to aoti
     """
     from skrr_export.bundle import open_bundle
     from skrr_export.targets import open_target

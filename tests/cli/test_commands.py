@@ -26,10 +26,12 @@ from tests.cli.conftest import PLAN, Run
 COMMANDS = [
     ["export"],
     ["verify"],
+    ["self-test"],
     ["measure"],
     ["compare"],
     ["inspect"],
     ["encode"],
+    ["triton"],
     ["plan", "from-order"],
     ["plan", "show"],
     ["plan", "check"],
@@ -264,7 +266,7 @@ def test_inspecting_gives_the_manifest(run: Run, bundle: Path) -> None:
     assert printed == json.loads((bundle / "manifest.json").read_text())
     assert printed.keys() == {
         *("format", "encoder", "plan", "pipeline", "dtype", "inputs", "outputs", "parameters"),
-        *("rescaling", "targets", "files", "tools"),
+        *("rescaling", "tokenizer", "vectors", "targets", "files", "tools"),
     }
 
 
@@ -335,17 +337,33 @@ def test_verifying_a_good_bundle_passes(run: Run, folder: Path, bundle: Path) ->
     assert f"{bundle}: passed (" in result.out
 
 
+def test_a_self_test_passes_on_a_good_bundle(run: Run, folder: Path, t5: Path) -> None:
+    assert run("export", t5, "-o", folder / "b", "--vectors", 3).code == 0
+    report = answer(run, "self-test", folder / "b")
+    assert (report["passed"], report["vectors"], report["ids_equal"]) == (True, 3, True)
+    result = run("self-test", folder / "b")
+    assert result.code == 0
+    assert result.out.startswith("self-test: 3 vectors, relative L2 ")
+
+
+def test_a_self_test_fails_on_other_weights(run: Run, folder: Path, t5: Path) -> None:
+    run("export", t5, "-o", folder / "b", "--vectors", 3)
+    scale_final_norm(folder / "b")
+    result = run("self-test", folder / "b")
+    assert result.code == 1
+    assert result.out.rstrip().endswith("token ids equal: FAILED")
+
+
+def test_a_self_test_without_vectors_says_how_to_get_some(run: Run, bundle: Path) -> None:
+    result = run("self-test", bundle)
+    assert result.code == 2
+    assert result.err == f"error: {bundle} carries no test vectors; export again with --vectors 8\n"
+
+
 def test_verifying_a_bundle_with_other_weights_fails(run: Run, folder: Path, bundle: Path, t5: Path) -> None:
     """Its hashes are right: only the comparison with the checkpoint can tell."""
     forged = Path(shutil.copytree(bundle, folder / "forged.bundle"))
-    original = (forged / "weights.safetensors").read_bytes()
-    weights = load_file(forged / "weights.safetensors")
-    weights["encoder.final_layer_norm.weight"] *= 1.01
-    scaled = weights["encoder.final_layer_norm.weight"].numpy().tobytes()
-    before = load_file(bundle / "weights.safetensors")["encoder.final_layer_norm.weight"].numpy().tobytes()
-    assert original.count(before) == 1
-    (forged / "weights.safetensors").write_bytes(original.replace(before, scaled))
-    forge_hashes(skrr_export.open_bundle(forged))
+    scale_final_norm(forged)
     (folder / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     result = run("verify", forged, "--reference", t5, "--prompts", "prompts.txt", "--json")
     assert (result.code, result.err) == (1, "")
@@ -357,11 +375,21 @@ def test_verifying_a_bundle_with_other_weights_fails(run: Run, folder: Path, bun
     assert f"{forged}: FAILED (" in result.out
 
 
+def scale_final_norm(bundle: Path) -> None:
+    """Make a weight 1% too large, and the hashes right."""
+    before = load_file(bundle / "weights.safetensors")["encoder.final_layer_norm.weight"].numpy()
+    content = (bundle / "weights.safetensors").read_bytes()
+    assert content.count(before.tobytes()) == 1
+    changed = content.replace(before.tobytes(), (before * np.float32(1.01)).tobytes())
+    (bundle / "weights.safetensors").write_bytes(changed)
+    forge_hashes(skrr_export.open_bundle(bundle))
+
+
 # What all commands share
 
 
 def commands(bundle: Path, t5: Path, plan_file: Path) -> Sequence[list[object]]:
-    """A good call of every command but `measure` and `compare`, which have tests of their own."""
+    """A good call of every command but those which have tests of their own."""
     return [
         [*ORDER, "-o", "made.json"],
         ["plan", "show", plan_file],
@@ -376,7 +404,7 @@ def commands(bundle: Path, t5: Path, plan_file: Path) -> Sequence[list[object]]:
 @pytest.mark.usefixtures("remembered_traces")
 def test_quiet_commands_print_nothing(run: Run, folder: Path, bundle: Path, t5: Path, plan_file: Path) -> None:
     (folder / "prompts.txt").write_text("a cat\n")
-    assert len(commands(bundle, t5, plan_file)) == len(COMMANDS) - 2
+    assert len(commands(bundle, t5, plan_file)) == len(COMMANDS) - 4
     for command in commands(bundle, t5, plan_file):
         result = run(*command, "--quiet")
         assert (result.code, result.out, result.err) == (0, "", ""), command
