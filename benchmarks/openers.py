@@ -29,6 +29,17 @@ def open_onnx(directory: Path, threads: int) -> Load:
     return load
 
 
+def open_library(library: Path, bundle: Path, threads: int) -> Load:
+    """A bundle as the C++ library runs it, called through its C interface."""
+    from skrr_library import Encoder
+
+    def load() -> Running:
+        encoder = Encoder(library, bundle, threads)
+        return Running(encode=encoder.encode, computes_in=encoder.computes_in)
+
+    return load
+
+
 def open_compiled(bundle: Path, checkpoint: Path, device: str, threads: int, sizes: int) -> Load:
     """`torch.compile` of a transformers model under a bundle's plan, compiled for each of the first so many sizes."""
     import torch
