@@ -42,13 +42,15 @@ def main() -> None:
 
     run("plan", "search", checkpoint, "--sparsity", SPARSITY, "--max-prompts", PROMPTS, "-o", plan)
     run("plan", "show", plan, "--html", output / "plan.html")
-    run("export", checkpoint, "--plan", plan, "-o", planned, "--force")
+    run("export", checkpoint, "--plan", plan, "--vectors", "8", "-o", planned, "--force")
     run("export", checkpoint, "--plan", plan, "--dtype", "bf16", "-o", half, "--force")
     run("verify", planned, "--reference", checkpoint)
     run("verify", half, "--reference", checkpoint)
+    run("self-test", planned)
     run("encode", half, "a red cube to the left of a blue sphere", "-o", output / "embedding.npz")
     results = ("--html", report, "--json", output / "report.json")
     run("measure", planned, "--reference", checkpoint, *SIZES, *results)
+    run("triton", planned, "-o", output / "models", "--force")
     print(f"\nThe plan, and how it was found: {output / 'plan.html'}; what it saves: {report}")
 
 

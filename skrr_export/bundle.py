@@ -81,24 +81,38 @@ def open_bundle(directory: str | Path) -> Bundle:
         BundleError: it is not a bundle, or a file is missing, truncated or changed; the message names the file.
     """
     directory = Path(directory)
-    try:
-        text = (directory / MANIFEST).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise BundleError(f"{directory} is not a bundle: cannot read {MANIFEST}: {reason}") from error
-    try:
-        manifest = Manifest.from_json(text)
-    except BundleError as error:
-        raise BundleError(f"{directory / MANIFEST}: {error}") from error
+    manifest = read_manifest(directory)
     for name, entry in manifest.files.items():
-        _check_file(directory / name, entry, hashed=name != WEIGHTS)
+        check_file(directory / name, entry, hashed=name != WEIGHTS)
     for path in sorted((directory / TOKENIZER).glob("*")):  # whose loader reads whatever it finds there
         if f"{TOKENIZER}/{path.name}" not in manifest.files:
             raise BundleError(f"{path} is not part of the bundle; remove it, or export again with --tokenizer")
     return Bundle(directory, manifest)
 
 
-def _check_file(path: Path, entry: FileEntry, *, hashed: bool) -> None:
+def read_manifest(directory: Path) -> Manifest:
+    """Read a bundle's manifest, and look at none of the files it names.
+
+    Raises:
+        BundleError: it is missing or malformed.
+    """
+    try:
+        text = (directory / MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise BundleError(f"{directory} is not a bundle: cannot read {MANIFEST}: {reason}") from error
+    try:
+        return Manifest.from_json(text)
+    except BundleError as error:
+        raise BundleError(f"{directory / MANIFEST}: {error}") from error
+
+
+def check_file(path: Path, entry: FileEntry, *, hashed: bool) -> None:
+    """Make sure that a file is what the manifest says, in size or also in hash.
+
+    Raises:
+        BundleError: it is missing, truncated or changed.
+    """
     if not path.is_file():
         raise BundleError(f"{path} is missing from the bundle; copy the bundle whole, or export again")
     size = path.stat().st_size

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from skrr_export.bundle import open_bundle
+from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.cli.output import Output, output_options, size
+from skrr_export.manifest import TOKENIZER
 from skrr_export.plan_view import table
 
 
@@ -39,7 +40,14 @@ def command(bundle: Path, output: Output) -> None:
         f"{', '.join(manifest.targets)}",
         f"pipeline {feed.name}: {feed.max_length} tokens, padding {feed.padding}, "
         f"{'with' if feed.masked else 'without'} attention mask",
+        f"tokenizer: {_tokenizer(opened)}; test vectors: {manifest.vectors.count if manifest.vectors else 'none'}",
         f"{manifest.kept_parameters:,} of {manifest.total_parameters:,} parameters, sparsity {manifest.sparsity:.1%}",
         table(manifest.plan),
         files,
     )
+
+
+def _tokenizer(bundle: Bundle) -> str:
+    if not (bundle.directory / TOKENIZER).is_dir():
+        return "none, takes token ids only"
+    return "SentencePiece" if bundle.manifest.tokenizer else "for Python; other runtimes take token ids only"
