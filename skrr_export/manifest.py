@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from skrr_export import strict_json
 from skrr_export.dtypes import BAKEABLE, DType
 from skrr_export.errors import BundleError, PlanError
 from skrr_export.pipelines import Preset
@@ -62,8 +63,6 @@ class SentencePieceEntry:
         Raises:
             KeyError, TypeError, ValueError: it is malformed.
         """
-        if document["kind"] != "sentencepiece":
-            raise ValueError(f"unknown kind of tokenizer {document['kind']!r}")
         return cls(
             file=_text(document["file"]),
             prefix=tuple(_natural(number) for number in _list(document["prefix"])),
@@ -193,13 +192,13 @@ class Manifest:
             BundleError: it is malformed, or of a format this release does not know.
         """
         try:
-            document = json.loads(text, parse_constant=_no_constant)
+            document = strict_json.loads(text)
             if document["format"] != FORMAT:
                 raise BundleError(f"the bundle's format is {document['format']!r}; this release reads '{FORMAT}'")
             _check_names(document)
             encoder, plan = document["encoder"], Plan.from_dict(document["plan"])
             batch, sequence = document["inputs"][0]["shape"]
-            tokenizer, vectors = document.get("tokenizer"), document.get("vectors")
+            vectors = document.get("vectors")
             if (encoder["family"], encoder["num_layers"]) != (plan.family, plan.num_layers):
                 raise ValueError("the plan is for another encoder")
             return cls(
@@ -216,7 +215,7 @@ class Manifest:
                 total_parameters=_positive(document["parameters"]["total"]),
                 kept_parameters=_positive(document["parameters"]["kept"]),
                 rescaling=_rescaling(document.get("rescaling")),
-                tokenizer=None if tokenizer is None else SentencePieceEntry.from_dict(tokenizer),
+                tokenizer=_tokenizer(document.get("tokenizer")),
                 vectors=None if vectors is None else VectorsEntry.from_dict(vectors),
                 targets=document["targets"],
                 files={name: _file_entry(file) for name, file in document["files"].items()},
@@ -224,10 +223,6 @@ class Manifest:
             )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, PlanError) as error:
             raise BundleError(f"malformed manifest: {type(error).__name__}: {error}") from error
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _positive(value: Any) -> int:
@@ -258,6 +253,13 @@ def _list(value: Any) -> list[Any]:
     if type(value) is not list:
         raise TypeError(f"{value!r} is not a list")
     return value
+
+
+def _tokenizer(document: Any) -> SentencePieceEntry | None:
+    """A later release may know other kinds; to us, such a bundle takes token ids only."""
+    if document is None or _text(document["kind"]) != "sentencepiece":
+        return None
+    return SentencePieceEntry.from_dict(document)
 
 
 def _rescaling(document: Any) -> dict[str, Any] | None:

@@ -9,13 +9,13 @@ The paper (Skrr, arXiv 2502.08690) numbers the same positions as units: `2 * lay
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from skrr_export import strict_json
 from skrr_export.errors import PlanError
 
 FORMAT = "skrr-plan/1"
@@ -213,10 +213,7 @@ class Plan:
             PlanError: the text is not JSON, or not a plan.
         """
         try:
-            document = json.loads(
-                text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
-            )
-            return cls.from_dict(document)
+            return cls.from_dict(strict_json.loads(text))
         except (ValueError, RecursionError) as error:
             raise PlanError(f"not a JSON file: {error}") from error
 
@@ -298,21 +295,3 @@ def _sources(index: int, layer: Any) -> tuple[int | None, int | None]:
         if layer[kind] is not None and type(layer[kind]) is not int:
             raise PlanError(f"layers[{index}].{kind} must be a layer number or null, not {json.dumps(layer[kind])}")
     return layer["attention"], layer["feed_forward"]
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    if len(keys) != len(pairs):
-        repeated = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise PlanError(f"the key '{repeated}' stands twice in one object")
-    return keys
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number in JSON")
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(float(text)):
-        raise ValueError(f"the number {text[:20]} is too large")
-    return float(text)

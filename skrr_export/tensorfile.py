@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skrr_export import strict_json
 from skrr_export.dtypes import ITEMSIZE
 from skrr_export.errors import CheckpointError
 
@@ -127,7 +128,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     try:
-        document = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        document = strict_json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged header: {error}") from error
     if not isinstance(document, dict):
@@ -136,15 +137,6 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     tensors = [_stored(path, name, entry, 8 + length) for name, entry in document.items()]
     _check_coverage(path, tensors, 8 + length, size)
     return {tensor.name: tensor for tensor in tensors}
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in keys:
-            raise ValueError(f"the name '{key}' stands twice")
-        keys[key] = value
-    return keys
 
 
 def _stored(path: Path, name: str, entry: Any, data: int) -> StoredTensor:

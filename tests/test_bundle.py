@@ -231,6 +231,17 @@ def test_a_manifest_that_is_none_is_named(copied: Path, text: bytes) -> None:
     assert "manifest" in message
 
 
+def test_a_manifest_with_a_key_twice_is_malformed(copied: Path) -> None:
+    path = copied / "manifest.json"
+    path.write_text(path.read_text().replace('"dtype": "fp32",', '"dtype": "fp32", "dtype": "fp32",', 1))
+    assert refused(copied).endswith("malformed manifest: ValueError: the key 'dtype' stands twice in one object")
+
+
+def test_another_kind_of_tokenizer_is_left_to_later_releases(copied: Path) -> None:
+    edit(copied, lambda document: document.update(tokenizer={"kind": "byte-pairs", "file": "config.json"}))
+    assert open_bundle(copied).manifest.tokenizer is None
+
+
 @pytest.mark.parametrize("value", ["skrr-bundle/2", None, 1, [], {}])
 def test_a_manifest_of_another_format_is_refused(copied: Path, value: Any) -> None:
     edit(copied, lambda document: document.update(format=value))

@@ -285,7 +285,7 @@ def test_a_key_that_stands_twice_is_named(once: str, twice: str) -> None:
     text = json.dumps(document()).replace(once, twice, 1)
     with pytest.raises(PlanError) as caught:
         Plan.from_json(text)
-    assert str(caught.value) == f"the key {once} stands twice in one object".replace('"', "'")
+    assert str(caught.value) == f"not a JSON file: the key {once} stands twice in one object".replace('"', "'")
 
 
 @pytest.mark.parametrize("value", [None, 1, True, "skrr-plan/2", "skrr-plan/1 ", ["skrr-plan/1"], {}])

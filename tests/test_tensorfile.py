@@ -230,7 +230,7 @@ def test_a_header_that_is_no_json_object_is_damaged(tmp_path: Path, header: byte
 def test_a_name_that_stands_twice_is_named(tmp_path: Path) -> None:
     one = json.dumps(entry(0, 8))
     path = forged(tmp_path, f'{{"twin": {one}, "twin": {one}}}'.encode(), bytes(8))
-    assert "the name 'twin' stands twice" in refused(path)
+    assert "the key 'twin' stands twice" in refused(path)
 
 
 @pytest.mark.parametrize(
