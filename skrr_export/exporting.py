@@ -17,7 +17,7 @@ from skrr_export.bundle import Bundle
 from skrr_export.checkpoint import TOKENIZER_FILES, Checkpoint, find_tokenizer, open_checkpoint
 from skrr_export.dtypes import BAKEABLE, FP16, FP32, READABLE, DType, bakeable
 from skrr_export.errors import CheckpointError, InputError
-from skrr_export.manifest import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, FileEntry, Manifest, SentencePieceEntry
+from skrr_export.manifest import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, FileEntry, Manifest
 from skrr_export.pipelines import Preset, find_preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
@@ -28,6 +28,7 @@ from skrr_export.tensorfile import Layout
 
 if TYPE_CHECKING:
     from skrr_export.encoders import Encoder, Selection
+    from skrr_export.portable import Recipe
     from skrr_export.targets.base import Source
 
 MAX_SIZE = 1 << 20
@@ -105,7 +106,7 @@ class _Job:
     preset: Preset
     dtype: DType
     layout: Layout
-    recipe: SentencePieceEntry | None
+    recipe: Recipe | None
     options: ExportOptions
     warnings: tuple[str, ...]
 
@@ -151,7 +152,7 @@ def export_checkpoint(
         source = _source(job, job.encoder.rescaled(rescaled.rescaling), Path(f"/proc/self/fd/{file.fileno()}"))
         files = {WEIGHTS: FileEntry(baked.sha256, baked.nbytes)}
         built = build_targets(options.targets, source, inline=options.inline, engine=options.engine, progress=progress)
-        contents = _companions(job.checkpoint, source.encoder)
+        contents = {**_companions(job.checkpoint, source.encoder), **(job.recipe.files if job.recipe else {})}
         for each in built.values():
             contents |= each.files
         for name, content in contents.items():
@@ -198,16 +199,16 @@ def _prepare(location: str | Path, options: ExportOptions) -> _Job:
     return _Job(checkpoint, encoder, plan, selection, preset, dtype, layout, recipe, options, warnings)
 
 
-def _recipe(checkpoint: Checkpoint, preset: Preset) -> tuple[SentencePieceEntry | None, str | None]:
-    """How runtimes without transformers tokenise, and a warning if they could have but cannot."""
-    from skrr_export.portable import MODEL, sentencepiece_entry
+def _recipe(checkpoint: Checkpoint, preset: Preset) -> tuple[Recipe | None, str | None]:
+    """How runtimes without transformers tokenise, and a warning where they could have but cannot."""
+    from skrr_export.portable import find_recipe
     from skrr_export.tokenization import Tokenizer
 
-    if checkpoint.tokenizer is None or not (checkpoint.tokenizer / MODEL).is_file():
+    if checkpoint.tokenizer is None:
         return None, None
     try:
         tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.directory, preset)
-        return sentencepiece_entry(tokenizer, checkpoint.tokenizer / MODEL, f"{TOKENIZER}/{MODEL}"), None
+        return find_recipe(tokenizer, checkpoint.tokenizer), None
     except InputError as error:
         return None, f"runtimes other than Python will take token ids only: {error}"
 
@@ -247,7 +248,7 @@ def _manifest(
         total_parameters=job.selection.total_parameters,
         kept_parameters=job.selection.kept_parameters,
         rescaling=rescaling,
-        tokenizer=job.recipe,
+        tokenizer=None if job.recipe is None else job.recipe.entry,
         targets=targets,
         files=files,
         tools={name: importlib.metadata.version(name) for name in ("skrr-export", "torch", "onnxscript", "onnx-ir")},

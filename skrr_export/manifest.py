@@ -30,26 +30,34 @@ class FileEntry:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SentencePieceEntry:
-    """How a runtime without `transformers` tokenises: by SentencePiece, which at export gave the same ids."""
+TOKENIZER_KINDS = ("sentencepiece", "openvino")
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerEntry:
+    """How a runtime without `transformers` tokenises: by a library that at export gave the same ids."""
+
+    kind: str
+    """Of `TOKENIZER_KINDS`."""
     file: str
-    """The model's file in the bundle."""
+    """What the library opens, in the bundle."""
+    data: str | None = None
+    """The file of the vocabulary, where it is one of its own."""
     prefix: tuple[int, ...]
-    """Ids put before those of the pieces."""
+    """Ids put before those of the text."""
     suffix: tuple[int, ...]
     """Ids put after them."""
     pad: int
     """Id of padding, on the right."""
     special: tuple[str, ...]
-    """Tokens that `transformers` finds in a prompt where they are spelled out, and SentencePiece does not."""
+    """Tokens that `transformers` finds in a prompt where they are spelled out, and the library does not."""
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as the manifest holds it."""
         return {
-            "kind": "sentencepiece",
+            "kind": self.kind,
             "file": self.file,
+            **({} if self.data is None else {"data": self.data}),
             "prefix": list(self.prefix),
             "suffix": list(self.suffix),
             "pad": self.pad,
@@ -63,8 +71,13 @@ class SentencePieceEntry:
         Raises:
             KeyError, TypeError, ValueError: it is malformed.
         """
+        kind, data = document["kind"], document.get("data")
+        if (data is None) is (kind == "openvino"):
+            raise ValueError(f"a tokenizer of the kind {kind!r} with the data {data!r}")
         return cls(
+            kind=kind,
             file=_text(document["file"]),
+            data=None if data is None else _text(data),
             prefix=tuple(_natural(number) for number in _list(document["prefix"])),
             suffix=tuple(_natural(number) for number in _list(document["suffix"])),
             pad=_natural(document["pad"]),
@@ -126,7 +139,7 @@ class Manifest:
     """Of the tensors in the bundle."""
     rescaling: Mapping[str, Any] | None = None
     """Powers of two that the weights took over so that fp16 cannot overflow, and what they were chosen from."""
-    tokenizer: SentencePieceEntry | None = None
+    tokenizer: TokenizerEntry | None = None
     """`None`: without `transformers`, the bundle takes token ids only."""
     vectors: VectorsEntry | None = None
     """`None`: it carries no test vectors."""
@@ -255,11 +268,11 @@ def _list(value: Any) -> list[Any]:
     return value
 
 
-def _tokenizer(document: Any) -> SentencePieceEntry | None:
+def _tokenizer(document: Any) -> TokenizerEntry | None:
     """A later release may know other kinds; to us, such a bundle takes token ids only."""
-    if document is None or _text(document["kind"]) != "sentencepiece":
+    if document is None or _text(document["kind"]) not in TOKENIZER_KINDS:
         return None
-    return SentencePieceEntry.from_dict(document)
+    return TokenizerEntry.from_dict(document)
 
 
 def _rescaling(document: Any) -> dict[str, Any] | None:
@@ -303,3 +316,5 @@ def _named_files(document: Mapping[str, Any]) -> Iterator[str]:
     for key in ("tokenizer", "vectors"):
         if document.get(key) is not None:
             yield document[key]["file"]
+            if document[key].get("data") is not None:
+                yield document[key]["data"]

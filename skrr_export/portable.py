@@ -1,57 +1,145 @@
-"""How runtimes without `transformers` tokenise: by SentencePiece, where that gives the same ids."""
+"""How runtimes without `transformers` tokenise: by a C++ library that was seen to give the same ids.
+
+SentencePiece where the tokenizer has its model, as T5's and UMT5's have; else OpenVINO Tokenizers, which knows the
+WordPiece, BPE and Unigram tokenizers of the Hugging Face library, if that is installed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from skrr_export.errors import InputError
-from skrr_export.manifest import SentencePieceEntry
+from skrr_export.manifest import TOKENIZER, TokenizerEntry
 from skrr_export.prompts import calibration_prompts, default_prompts
 
 if TYPE_CHECKING:
     from skrr_export.tokenization import Tokenizer
 
-MODEL = "spiece.model"
-"""SentencePiece model among a tokenizer's files; `transformers` builds its own tokenizer from it."""
+SENTENCEPIECE_MODEL = "spiece.model"
+"""Among a tokenizer's files; `transformers` builds its own tokenizer from it."""
+OPENVINO_FILES = ("tokenizer.openvino.xml", "tokenizer.openvino.bin")
+"""The converted tokenizer in the bundle: its graph, and its vocabulary."""
 _PROBES = (
     "", " ", "  two  spaces ", "tab\tand\nnewline\r\n", "ﬁ ligature ①", "zero\u200bwidth", "no-break\u00a0space",
     "e\u0301 é", "ideographic\u3000space", "\u2028 line", "\uff26\uff35\uff2c\uff2c\u3000\uff57\uff49\uff44\uff45",
-    "\x01control\x7f", "👩‍👩‍👧", "▁ x ▁", "ünïcödé 漢字 слово 한국어", "x" * 300, "\ufeffbom", "soft\u00adhyphen",
+    "\x01control\x7f", "👩‍👩‍👧", "▁ x ▁", "ünïcödé 漢字 слово 한국어", "x" * 300, "a b " * 600, "\ufeffbom",
+    "soft\u00adhyphen", "it's 1234 don't",
 )  # fmt: skip
-"""What normalisers treat in different ways, compared beside ordinary prompts."""
+"""What tokenizers treat in different ways, compared beside ordinary prompts."""
+
+_Encode = Callable[[str], Sequence[int]]
+"""A prompt to ids, without special tokens."""
 
 
-def sentencepiece_entry(tokenizer: Tokenizer, model: Path, file: str) -> SentencePieceEntry:
-    """The recipe by which SentencePiece gives the ids that a tokenizer gives, on some 400 prompts.
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What the manifest says of it, and the files that it needs beside the tokenizer's own."""
+
+    entry: TokenizerEntry
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Library:
+    """A way to tokenise."""
+
+    kind: str
+    file: str
+    data: str | None
+    encode: _Encode
+    files: Mapping[str, bytes]
+
+
+def find_recipe(tokenizer: Tokenizer, directory: Path) -> Recipe | None:
+    """The first recipe that gives the ids a tokenizer gives, on some 400 prompts; `None`: no library is at hand.
 
     Args:
         tokenizer: as `transformers` runs it.
-        model: its SentencePiece model.
-        file: that model's name in the bundle.
+        directory: where its files lie.
 
     Raises:
-        InputError: it gives other ids; the message tells for which prompt.
+        InputError: those at hand give other ids; the message tells for which prompt.
     """
+    refusal = None
+    for find in (_sentencepiece, _openvino):
+        try:
+            library = find(tokenizer, directory)
+            if library is not None:
+                return Recipe(_compare(tokenizer, library), library.files)
+        except InputError as error:
+            refusal = error
+    if refusal is not None:
+        raise refusal
+    return None
+
+
+def _sentencepiece(_: Tokenizer, directory: Path) -> _Library | None:
     import sentencepiece
 
+    model = directory / SENTENCEPIECE_MODEL
+    if not model.is_file():
+        return None
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     except (OSError, RuntimeError) as error:
         raise InputError(f"SentencePiece cannot read {model}: {error}") from error
+    return _Library("sentencepiece", f"{TOKENIZER}/{model.name}", None, processor.encode, {})
+
+
+def _openvino(tokenizer: Tokenizer, _: Path) -> _Library | None:
+    if importlib.util.find_spec("openvino_tokenizers") is None:
+        return None
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
+
+    try:
+        model = convert_tokenizer(tokenizer.backend, add_special_tokens=False)
+    except Exception as error:  # whatever its parser trips over
+        raise InputError(f"OpenVINO Tokenizers cannot convert it: {error}") from error
+    for number, operation in enumerate(model.get_ordered_ops()):  # named after a counter of the process otherwise
+        operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
+    model.inputs[0].get_tensor().set_names({"text"})
+    compiled = openvino.Core().compile_model(model, "CPU")
+    with tempfile.TemporaryDirectory() as folder:
+        graph, data = (Path(folder, name) for name in OPENVINO_FILES)
+        openvino.save_model(model, graph, compress_to_fp16=False)
+        files = {path.name: path.read_bytes() for path in (graph, data)}
+
+    def encode(prompt: str) -> Sequence[int]:
+        ids: Sequence[int] = compiled(np.array([prompt]))["input_ids"][0].tolist()
+        return ids
+
+    return _Library("openvino", *OPENVINO_FILES, encode, files)
+
+
+def _compare(tokenizer: Tokenizer, library: _Library) -> TokenizerEntry:
+    """What the manifest says of a library that gives the same ids."""
     if not tokenizer.pads_right:
         raise InputError("it pads or truncates on the left")
-    prefix, suffix = _frame(tokenizer.ids("a cat"), processor.encode("a cat"))
+    prefix, suffix = _frame(tokenizer.ids("a cat"), library.encode("a cat"))
+
+    def agrees(prompt: str) -> bool:
+        prepared = tokenizer.preset.prepare(prompt)
+        return tokenizer.ids(prompt) == [*prefix, *library.encode(prepared), *suffix]
+
     for prompt in [*_PROBES, *default_prompts(), *calibration_prompts()]:
-        if tokenizer.ids(prompt) != [*prefix, *processor.encode(tokenizer.preset.prepare(prompt)), *suffix]:
-            raise InputError(f"SentencePiece gives other ids for {prompt!r}")
-    return SentencePieceEntry(
-        file=file,
+        if not agrees(prompt):
+            raise InputError(f"{library.kind} gives other ids for {prompt!r}")
+    return TokenizerEntry(
+        kind=library.kind,
+        file=library.file,
+        data=library.data,
         prefix=tuple(prefix),
         suffix=tuple(suffix),
         pad=tokenizer.pad_id,
-        special=tuple(tokenizer.special_tokens),
+        special=tuple(token for token in tokenizer.special_tokens if not agrees(f"a {token} b")),
     )
 
 
@@ -60,4 +148,4 @@ def _frame(ids: Sequence[int], pieces: Sequence[int]) -> tuple[Sequence[int], Se
     for begin in range(len(ids) - len(pieces) + 1):
         if list(ids[begin : begin + len(pieces)]) == list(pieces):
             return ids[:begin], ids[begin + len(pieces) :]
-    raise InputError("SentencePiece gives other ids for 'a cat'")
+    raise InputError("it gives other ids for 'a cat'")

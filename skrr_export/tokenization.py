@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,11 @@ class Tokenizer:
             return_tensors="np",
         )
         return Tokens(batch["input_ids"].astype(np.int64), batch["attention_mask"].astype(np.int64))
+
+    @property
+    def backend(self) -> Any:
+        """The tokenizer of `transformers`."""
+        return self._tokenizer
 
     @property
     def pads_right(self) -> bool:

