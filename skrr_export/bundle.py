@@ -84,9 +84,7 @@ def open_bundle(directory: str | Path) -> Bundle:
     manifest = read_manifest(directory)
     for name, entry in manifest.files.items():
         check_file(directory / name, entry, hashed=name != WEIGHTS)
-    for path in sorted((directory / TOKENIZER).glob("*")):  # whose loader reads whatever it finds there
-        if f"{TOKENIZER}/{path.name}" not in manifest.files:
-            raise BundleError(f"{path} is not part of the bundle; remove it, or export again with --tokenizer")
+    check_no_strays(directory, manifest)
     return Bundle(directory, manifest)
 
 
@@ -105,6 +103,17 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest.from_json(text)
     except BundleError as error:
         raise BundleError(f"{directory / MANIFEST}: {error}") from error
+
+
+def check_no_strays(directory: Path, manifest: Manifest) -> None:
+    """Make sure that the tokenizer's folder holds only its own files: its loader reads whatever it finds there.
+
+    Raises:
+        BundleError: there is another.
+    """
+    for path in sorted((directory / TOKENIZER).glob("*")):
+        if f"{TOKENIZER}/{path.name}" not in manifest.files:
+            raise BundleError(f"{path} is not part of the bundle; remove it, or export again with --tokenizer")
 
 
 def check_file(path: Path, entry: FileEntry, *, hashed: bool) -> None:

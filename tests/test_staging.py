@@ -120,6 +120,65 @@ def test_a_file_can_be_filled_piece_by_piece(target: Path) -> None:
 
 
 @pytest.mark.usefixtures("either_way")
+def test_a_file_that_exists_is_linked(parent: Path, target: Path) -> None:
+    (parent / "source").write_bytes(b"weights")
+    (parent / "symbolic").symlink_to("source")
+    with stage(target) as staged:
+        staged.write(MARKER, b"new")
+        staged.link("deep/weights", parent / "source")
+        staged.link("through", parent / "symbolic")
+    assert contents(target) == {MARKER: b"new", "deep": None, "deep/weights": b"weights", "through": b"weights"}
+    for name in ("deep/weights", "through"):
+        assert (target / name).samefile(parent / "source")
+        assert not (target / name).is_symlink()
+    assert names(parent) == ["bundle", "source", "symbolic"]
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP])
+def test_a_file_that_cannot_be_linked_is_copied(
+    parent: Path, target: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (parent / "source").write_bytes(b"weights" * 400_000)
+    genuine = os.link
+
+    def refuse(source: Any, *arguments: Any, **keywords: Any) -> None:
+        if not str(source).startswith("/proc/"):
+            raise OSError(number, os.strerror(number), str(source))
+        genuine(source, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "link", refuse)
+    with stage(target) as staged:
+        staged.write(MARKER, b"new")
+        staged.link("deep/weights", parent / "source")
+    assert contents(target) == {MARKER: b"new", "deep": None, "deep/weights": b"weights" * 400_000}
+    assert not (target / "deep/weights").samefile(parent / "source")
+    assert names(parent) == ["bundle", "source"]
+
+
+def test_an_error_leaves_a_linked_file_where_it_was(parent: Path, target: Path) -> None:
+    (parent / "source").write_bytes(b"weights")
+
+    def link_and_fail(staged: StagedDirectory) -> None:
+        with staged:
+            staged.link("weights", parent / "source")
+            throw(KeyError())()
+
+    with pytest.raises(KeyError):
+        link_and_fail(stage(target))
+    assert contents(parent) == {"source": b"weights"}
+
+
+def test_a_file_to_link_that_is_not_there_is_named(parent: Path, target: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=f"cannot write {parent / 'source'}: No such file or directory"),
+        stage(target) as staged,
+    ):
+        staged.link("weights", parent / "source")
+    assert names(parent) == []
+
+
+@pytest.mark.usefixtures("either_way")
 def test_folders_above_the_target_are_made(parent: Path) -> None:
     with stage(parent / "a" / "b" / "bundle") as staged:
         fill(staged, OLD)

@@ -1,0 +1,1 @@
+"""The models in Python, each copied into the repository as its `model.py`."""
