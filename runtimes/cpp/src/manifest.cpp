@@ -1,0 +1,167 @@
+#include "manifest.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "error.hpp"
+#include "plan.hpp"
+
+namespace skrr {
+namespace {
+
+constexpr char kFormat[] = "skrr-bundle/1";
+constexpr const char* kDtypes[] = {"fp32", "fp16", "bf16"};
+
+// Whether it is a relative path in its plain spelling, without `.`, `..`, or what another system takes for them.
+bool is_inside(const std::string& name) {
+  if (name.find_first_of(std::string_view("\\:\0", 3)) != std::string::npos) return false;
+  for (std::size_t begin = 0, end = 0; end != std::string::npos; begin = end + 1) {
+    end = name.find('/', begin);
+    const std::string part = name.substr(begin, end == std::string::npos ? end : end - begin);
+    if (part.empty() || part == "." || part == "..") return false;
+  }
+  return true;
+}
+
+// Every file that a runtime opens because the manifest says so.
+std::vector<std::string> named_files(const Json& document) {
+  std::vector<std::string> names = {kWeightsFile};
+  for (const auto& [target, entry] : as_object(member(document, "targets")).items()) {
+    names.push_back(as_text(member(entry, "file")));
+    if (const Json* packages = optional_member(entry, "packages")) {
+      for (const Json& package : as_object(*packages)) names.push_back(as_text(package));
+    }
+    const Json* cpu = target == "onnx" ? optional_member(entry, "cpu") : nullptr;
+    if (cpu != nullptr) names.push_back(as_text(member(*cpu, "file")));
+  }
+  for (const char* key : {"tokenizer", "vectors"}) {
+    if (const Json* entry = optional_member(document, key)) names.push_back(as_text(member(*entry, "file")));
+  }
+  return names;
+}
+
+// A bundle may come from anywhere: it must not name files outside its directory, or files without a hash.
+void check_names(const Json& document) {
+  const Json& files = as_object(member(document, "files"));
+  for (const auto& [name, entry] : files.items()) {
+    if (!is_inside(name)) throw bad_bundle("the manifest names a file outside the bundle: " + name);
+  }
+  for (const std::string& name : named_files(document)) {
+    if (!files.contains(name)) throw bad_bundle("the manifest gives no hash for " + name);
+  }
+}
+
+FileEntry read_file_entry(const Json& document) {
+  FileEntry entry{as_text(member(document, "sha256")),
+                  static_cast<std::uint64_t>(as_natural(member(document, "bytes")))};
+  const bool is_hash =
+      entry.sha256.size() == 64 && entry.sha256.find_first_not_of("0123456789abcdef") == std::string::npos;
+  if (!is_hash) throw Malformed("'" + entry.sha256 + "' is not a hash");
+  return entry;
+}
+
+Pipeline read_pipeline(const Json& document) {
+  const std::string& padding = as_text(member(document, "padding"));
+  if (padding != "longest" && padding != "max_length") throw Malformed("padding must not be '" + padding + "'");
+  if (!member(document, "families").is_null()) as_texts(member(document, "families"));
+  return {as_text(member(document, "name")),
+          as_positive(member(document, "max_length")),
+          padding == "max_length",
+          as_boolean(member(document, "masked")),
+          as_boolean(member(document, "reads_padding")),
+          as_boolean(member(document, "lowercase"))};
+}
+
+// Nothing for a kind that this release does not know: ids can still be encoded.
+std::optional<TokenizerEntry> read_tokenizer(const Json& document, const Pipeline& pipeline) {
+  if (as_text(member(document, "kind")) != "sentencepiece") return std::nullopt;
+  TokenizerEntry entry{as_text(member(document, "file")), as_naturals(member(document, "prefix")),
+                       as_naturals(member(document, "suffix")), as_natural(member(document, "pad")),
+                       as_texts(member(document, "special"))};
+  const std::size_t added = entry.prefix.size() + entry.suffix.size();
+  if (added > static_cast<std::uint64_t>(pipeline.max_length)) {
+    throw Malformed("the tokenizer adds " + std::to_string(added) + " tokens, more than the pipeline has");
+  }
+  return entry;
+}
+
+double read_limit(const Json& value) {
+  const double limit = value.is_number() ? value.get<double>() : -1;
+  if (!(limit >= 0 && std::isfinite(limit))) throw Malformed(quoted(value) + " is not a limit");
+  return limit;
+}
+
+VectorsEntry read_vectors(const Json& document) {
+  VectorsEntry entry{as_text(member(document, "file")), as_positive(member(document, "count")), {}};
+  for (const char* precision : kDtypes) {
+    const Json& limits = member(member(document, "limits"), precision);
+    entry.limits[precision] = {read_limit(member(limits, "relative_l2")),
+                               read_limit(member(limits, "cosine_distance"))};
+  }
+  return entry;
+}
+
+void check_rescaling(const Json& document) {
+  for (const Json& power : as_object(member(document, "weights"))) as_integer(power);
+}
+
+// A size of the graphs' inputs: its own name where it is free.
+std::optional<std::int64_t> read_size(const Json& size, const char* name) {
+  if (size == name) return std::nullopt;
+  return as_positive(size);
+}
+
+Manifest read_manifest(const Json& document) {
+  const Json& encoder = member(document, "encoder");
+  const Json& plan = member(document, "plan");
+  check_plan(plan);
+  if (member(encoder, "family") != plan["encoder"]["family"] ||
+      as_positive(member(encoder, "num_layers")) != as_positive(plan["encoder"]["num_layers"])) {
+    throw Malformed("the plan is for another encoder");
+  }
+  const Json& inputs = as_list(member(document, "inputs"));
+  if (inputs.empty()) throw Malformed("it has no inputs");
+  const Json& shape = as_list(member(inputs[0], "shape"));
+  if (shape.size() != 2) throw Malformed("the inputs are not [batch, sequence]");
+
+  Manifest manifest;
+  manifest.family = as_text(member(encoder, "family"));
+  manifest.hidden_size = as_positive(member(encoder, "hidden_size"));
+  manifest.vocab_size = as_positive(member(encoder, "vocab_size"));
+  if (!member(encoder, "max_length").is_null()) manifest.max_length = as_positive(encoder["max_length"]);
+  manifest.pipeline = read_pipeline(member(document, "pipeline"));
+  manifest.dtype = as_text(member(document, "dtype"));
+  if (std::find(std::begin(kDtypes), std::end(kDtypes), manifest.dtype) == std::end(kDtypes)) {
+    throw Malformed("unknown dtype '" + manifest.dtype + "'");
+  }
+  manifest.batch = read_size(shape[0], "batch");
+  manifest.sequence = read_size(shape[1], "sequence");
+  for (const char* count : {"total", "kept"}) as_positive(member(member(document, "parameters"), count));
+  if (const Json* rescaling = optional_member(document, "rescaling")) check_rescaling(*rescaling);
+  as_object(member(document, "tools"));
+  if (const Json* entry = optional_member(document, "tokenizer")) {
+    manifest.tokenizer = read_tokenizer(*entry, manifest.pipeline);
+  }
+  if (const Json* entry = optional_member(document, "vectors")) manifest.vectors = read_vectors(*entry);
+  for (const auto& [name, entry] : document["targets"].items()) manifest.targets[name] = entry;
+  for (const auto& [name, entry] : document["files"].items()) manifest.files[name] = read_file_entry(entry);
+  return manifest;
+}
+
+}  // namespace
+
+Manifest parse_manifest(std::string_view text) {
+  try {
+    const Json document = parse_json(text);
+    const Json& format = member(document, "format");
+    if (format != kFormat) {
+      throw bad_bundle("the bundle's format is " + quoted(format) + "; this release reads '" + kFormat + "'");
+    }
+    check_names(document);
+    return read_manifest(document);
+  } catch (const Malformed& error) {
+    throw bad_bundle(std::string("malformed manifest: ") + error.what());
+  }
+}
+
+}  // namespace skrr

@@ -1,0 +1,32 @@
+// Prompts to token ids, as a pipeline does it.
+
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+#include "skrr/encoder.hpp"
+
+namespace skrr {
+
+class Tokenizer {
+ public:
+  // The tokenizer that a bundle carries; an Error where it carries none.
+  explicit Tokenizer(const Bundle& bundle);
+  ~Tokenizer();
+
+  // Tokenises, truncates and pads a batch; safe to call from many threads.
+  Ids operator()(const std::vector<std::string>& prompts) const;
+
+ private:
+  std::vector<std::int64_t> encode(const std::string& prompt) const;
+
+  class Model;
+  Pipeline pipeline_;
+  TokenizerEntry entry_;
+  std::unique_ptr<Model> model_;
+};
+
+}  // namespace skrr

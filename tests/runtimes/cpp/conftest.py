@@ -1,0 +1,92 @@
+"""The runtime, built once a test run, and bundles for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from skrr_export.bundle import Bundle
+from skrr_export.exporting import ExportOptions, export_checkpoint
+from skrr_export.plan import Plan
+from tests.bundles import PLAN, soften
+from tests.checkpoints import bert_checkpoint, sentencepiece_tokenizer, t5_checkpoint
+from tests.runtimes.cpp import building
+from tests.runtimes.cpp.binding import Library
+from tests.runtimes.cpp.building import Installation
+
+HERE = Path(__file__).parent
+
+SPECS: dict[str, dict[str, object]] = {
+    "plain": {"pipeline": "plain", "dtype": "fp32"},
+    "bf16": {"pipeline": "plain", "dtype": "bf16"},
+    "fp16": {"pipeline": "plain", "dtype": "fp16"},
+    "unmasked": {"pipeline": "ltx-video", "dtype": "fp32"},
+    "lowercase": {"pipeline": "pixart-alpha", "dtype": "fp32"},
+    "fixed": {"pipeline": "plain", "dtype": "fp32", "batch": 3, "sequence": 24},
+}
+"""Bundles of one T5 checkpoint, under `PLAN`."""
+
+
+def shared(factory: pytest.TempPathFactory, name: str) -> Path:
+    """A directory that all of pytest's processes see."""
+    base = factory.getbasetemp()
+    return (base.parent if base.name.startswith("popen-") else base) / name
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """The runtime with ONNX Runtime, installed, and the examples built against it."""
+    directory = shared(tmp_path_factory, "skrr")
+
+    def make() -> None:
+        options = building.onnxruntime(directory / "onnxruntime")
+        made = building.install(directory, *options, "-DSKRR_WITH_AOTI=OFF")
+        (directory / "summary").write_text(made.summary)
+        for name, source in (("examples", building.SOURCE / "examples"), ("threads", HERE / "threads")):
+            building.configure(source, directory / name, prefix=made.prefix)
+            building.build(directory / name)
+
+    try:
+        building.once(directory, make)
+    except building.UnavailableError as error:
+        pytest.skip(str(error))
+    return Installation(directory / "prefix", (directory / "summary").read_text())
+
+
+@pytest.fixture(scope="session")
+def library(installation: Installation) -> Library:
+    """The C interface."""
+    return Library(installation.library)
+
+
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 whose only tokenizer is a SentencePiece model, as those of FLUX and PixArt have."""
+    directory = tmp_path_factory.mktemp("t5") / "t5"
+    return sentencepiece_tokenizer(soften(t5_checkpoint(directory, layers=4, vocab_size=1100)))
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT, whose tokenizer is not SentencePiece."""
+    return bert_checkpoint(tmp_path_factory.mktemp("bert") / "bert", layers=2, tokenizer=True)
+
+
+@pytest.fixture(scope="session")
+def bundle_of(
+    t5: Path, bert: Path, remembered_traces: None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Bundle]:
+    """Export one of `SPECS`, or `bert`, once."""
+    made: dict[str, Bundle] = {}
+
+    def bundle(name: str) -> Bundle:
+        if name not in made:
+            spec = SPECS.get(name, {})
+            options = ExportOptions(plan=None if name == "bert" else Plan("t5", tuple(PLAN)), vectors=4, **spec)
+            checkpoint = bert if name == "bert" else t5
+            made[name] = export_checkpoint(checkpoint, tmp_path_factory.mktemp(name) / "b", options).bundle
+        return made[name]
+
+    return bundle
