@@ -1,10 +1,10 @@
 """Serving: the C++ tool beside the Python session, and a Triton server under load.
 
-    python benchmarks/serve.py --skrr BUILD_DIR [--part cpp|triton] [--runs N] [--seconds S] [--layers N] [--width N]
+    python benchmarks/serve.py --skrr PREFIX [--part cpp|triton] [--runs N] [--seconds S] [--layers N] [--width N]
 
 Both serve the dense fp32 T5 v1.1 large encoder, prompts padded to 77 tokens, on this machine's CPU. The command fails
 if an answer is wrong or missing, if C++ takes longer than Python by more than 2%, or if the server's memory grows.
-BUILD_DIR is where `make cpp` built the C++ runtime.
+PREFIX is where `make cpp` installed the C++ runtime.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from serve_triton import measure_triton
 from skrr_export.prompts import calibration_prompts
 
 SEQUENCE = 77
-BUILD = REPOSITORY / "build" / "cpp"
+INSTALLED = REPOSITORY / "build" / "cpp" / "prefix"
 
 
 def write_sentencepiece(directory: Path) -> Path:
@@ -47,7 +47,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("cpp", "triton"), help="only this (default: both)")
-    parser.add_argument("--skrr", type=Path, default=BUILD, metavar="BUILD_DIR", help="default: %(default)s")
+    parser.add_argument("--skrr", type=Path, default=INSTALLED, metavar="PREFIX", help="default: %(default)s")
     parser.add_argument("--runs", type=positive, default=9, help="timed runs (default: 9)")
     parser.add_argument("--seconds", type=positive, default=60, help="of each load (default: 60)")
     add_shape_arguments(parser)

@@ -50,9 +50,10 @@ def _medians(results: Sequence[Result]) -> dict[str, float]:
     return {name: statistics.median(getattr(result, name) for result in results) for name in names}
 
 
-def measure_cpp(build: Path, bundle: Path, checkpoint: Path, work: Path, runs: int) -> bool:
-    """Measure what was built, print and record; whether all checks passed and C++ is no slower than Python."""
-    tool, library = build / "skrr-encode", build / "libskrr.so"
+def measure_cpp(prefix: Path, bundle: Path, checkpoint: Path, work: Path, runs: int) -> bool:
+    """Measure what was installed, print and record; whether all checks passed and C++ is no slower than Python."""
+    tool = prefix / "bin" / "skrr-encode"
+    [library] = prefix.glob("lib*/**/libskrr.so")
     starts = cold_starts(tool, bundle, runs)
     bench = json.loads(run_measured([str(tool), str(bundle), "--bench", "--runs", str(runs), "--json"]).stdout)
     _print(starts, bench)

@@ -22,6 +22,7 @@ class _Options(ctypes.Structure):
         ("threads", ctypes.c_int32),
         ("prepacked", ctypes.c_int32),
         ("check_weights", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
     )
 
 

@@ -7,7 +7,7 @@ mask: the encoder attends to padding and the denoiser reads it, so an export tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from skrr_export.errors import BundleError, InputError
@@ -48,8 +48,9 @@ class Preset:
         """
         try:
             _check(document)
+            values = {field.name: document[field.name] for field in fields(cls)}  # a later release may know more
             families = document["families"]
-            return cls(**{**document, "families": None if families is None else tuple(families)})
+            return cls(**{**values, "families": None if families is None else tuple(families)})
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"the manifest's pipeline is malformed: {error}") from error
 

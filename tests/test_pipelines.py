@@ -172,12 +172,15 @@ def test_a_manifest_that_lacks_a_key_is_malformed(missing: str) -> None:
         ("families", 5),
         ("families", "t5"),
         ("families", [5]),
-        ("later", 1),
     ],
 )
 def test_a_manifest_with_a_value_of_another_kind_is_malformed(key: str, value: Any) -> None:
     with pytest.raises(BundleError, match=r"the manifest's pipeline is malformed: .*" + key):
         Preset.from_dict({**PRESETS["plain"].to_dict(), key: value})
+
+
+def test_what_a_later_release_adds_is_ignored() -> None:
+    assert Preset.from_dict({**PRESETS["plain"].to_dict(), "later": 1}) == PRESETS["plain"]
 
 
 @pytest.mark.parametrize("document", [None, [], "plain", 5])

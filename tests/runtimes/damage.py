@@ -66,6 +66,11 @@ def _forge(directory: Path) -> None:
     edit(change)(directory)
 
 
+def _twice(directory: Path) -> None:
+    path = directory / "manifest.json"
+    path.write_text(path.read_text().replace('"dtype": "fp32"', '"dtype": "fp32", "dtype": "fp32"', 1))
+
+
 def _lie(directory: Path) -> None:
     """Make the weights' header claim more than the file holds."""
     path = directory / "weights.safetensors"
@@ -91,6 +96,8 @@ CASES = [
            _MANIFEST + "malformed manifest: .*"),
     Damage("manifest lacks a key", edit(lambda document: document.pop("encoder")),
            _MANIFEST + "malformed manifest: .*encoder.*"),
+    Damage("manifest has a key twice", _twice,
+           _MANIFEST + "malformed manifest: .*the key 'dtype' stands twice in one object"),
     Damage("manifest has a number that is none", edit(lambda document: document["encoder"].update(hidden_size="37")),
            _MANIFEST + "malformed manifest: .*"),
     Damage("newer format", edit(lambda document: document.update(format="skrr-bundle/2")),

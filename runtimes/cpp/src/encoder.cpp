@@ -104,7 +104,6 @@ Info describe(const Manifest& manifest, const Options& options, const Backend& b
   info.sequence = manifest.sequence;
   info.pads_to_max_length = manifest.pipeline.pads_to_max_length;
   info.masked = manifest.pipeline.masked;
-  info.tokenizes = manifest.tokenizer.has_value();
   return info;
 }
 
@@ -114,9 +113,19 @@ class Encoder::Impl {
  public:
   Impl(const std::string& directory, Options options) : bundle(directory) {
     if (options.check_weights) bundle.check_hashes();
-    if (bundle.manifest().tokenizer) tokenizer.emplace(bundle);
+    open_tokenizer();
     backend = open_backend(bundle, options);
     info = describe(bundle.manifest(), options, *backend);
+    info.tokenizes = tokenizer.has_value();
+  }
+
+  // Who passes ids does without one.
+  void open_tokenizer() {
+    try {
+      if (bundle.manifest().tokenizer) tokenizer.emplace(bundle);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::missing_dependency) throw;
+    }
   }
 
   Ids tokenize(const std::vector<std::string>& prompts) const {

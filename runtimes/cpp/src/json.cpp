@@ -22,7 +22,7 @@ class Guard {
     } else if (event == Event::object_end || event == Event::array_end) {
       keys_.pop_back();
     } else if (event == Event::key && !keys_.back().insert(parsed.get_ref<const std::string&>()).second) {
-      throw Malformed("the name '" + parsed.get_ref<const std::string&>() + "' stands twice");
+      throw Malformed("the key '" + parsed.get_ref<const std::string&>() + "' stands twice in one object");
     }
     return true;
   }

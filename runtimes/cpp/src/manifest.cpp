@@ -35,7 +35,10 @@ std::vector<std::string> named_files(const Json& document) {
     if (cpu != nullptr) names.push_back(as_text(member(*cpu, "file")));
   }
   for (const char* key : {"tokenizer", "vectors"}) {
-    if (const Json* entry = optional_member(document, key)) names.push_back(as_text(member(*entry, "file")));
+    const Json* entry = optional_member(document, key);
+    if (entry == nullptr) continue;
+    names.push_back(as_text(member(*entry, "file")));
+    if (const Json* data = optional_member(*entry, "data")) names.push_back(as_text(*data));
   }
   return names;
 }
@@ -74,9 +77,15 @@ Pipeline read_pipeline(const Json& document) {
 
 // Nothing for a kind that this release does not know: ids can still be encoded.
 std::optional<TokenizerEntry> read_tokenizer(const Json& document, const Pipeline& pipeline) {
-  if (as_text(member(document, "kind")) != "sentencepiece") return std::nullopt;
-  TokenizerEntry entry{as_text(member(document, "file")), as_naturals(member(document, "prefix")),
-                       as_naturals(member(document, "suffix")), as_natural(member(document, "pad")),
+  const std::string& kind = as_text(member(document, "kind"));
+  const bool has_data = kind == "openvino";
+  if (!has_data && kind != "sentencepiece") return std::nullopt;
+  TokenizerEntry entry{kind,
+                       as_text(member(document, "file")),
+                       has_data ? as_text(member(document, "data")) : "",
+                       as_naturals(member(document, "prefix")),
+                       as_naturals(member(document, "suffix")),
+                       as_natural(member(document, "pad")),
                        as_texts(member(document, "special"))};
   const std::size_t added = entry.prefix.size() + entry.suffix.size();
   if (added > static_cast<std::uint64_t>(pipeline.max_length)) {

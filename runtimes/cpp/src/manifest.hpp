@@ -33,7 +33,9 @@ struct Pipeline {
 };
 
 struct TokenizerEntry {
+  std::string kind;  // sentencepiece or openvino
   std::string file;
+  std::string data;  // of openvino: its vocabulary
   std::vector<std::int64_t> prefix;
   std::vector<std::int64_t> suffix;
   std::int64_t pad = 0;

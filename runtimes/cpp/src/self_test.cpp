@@ -152,7 +152,7 @@ SelfTest run_self_test(const Bundle& bundle, const Encoder& encoder) {
   result.vectors = vectors.count();
   for (std::int64_t index = 0; index < vectors.count(); ++index) {
     Vector vector = vectors.read(index, manifest.hidden_size);
-    if (manifest.tokenizer && !vector.prompts.empty()) {
+    if (encoder.info().tokenizes && !vector.prompts.empty()) {
       const Ids ids = encoder.tokenize(vector.prompts);
       result.ids_equal = result.ids_equal.value_or(true) && ids.input_ids == vector.ids.input_ids &&
                          ids.attention_mask == vector.ids.attention_mask;

@@ -1,59 +1,46 @@
 #include "tokenizer.hpp"
 
-#include <sentencepiece_processor.h>
-
 #include <algorithm>
-#include <system_error>
 
 #include "error.hpp"
-#include "files.hpp"
 #include "limits.hpp"
 #include "text.hpp"
 
 namespace skrr {
 
-// Keeps SentencePiece's header out of ours.
-class Tokenizer::Model {
- public:
-  explicit Model(const std::string& path) {
-    try {
-      const auto status = processor_.LoadFromSerializedProto(read_file(path));
-      if (!status.ok()) throw bad_bundle("SentencePiece cannot load " + path + ": " + first_line(status.ToString()));
-    } catch (const std::system_error& error) {
-      throw bad_bundle("cannot read " + path + ": " + error.code().message());
-    }
-  }
-
-  std::vector<int> encode(std::string_view text) const {
-    std::vector<int> ids;
-    const auto status = processor_.Encode({text.data(), text.size()}, &ids);
-    if (!status.ok()) throw failed("SentencePiece cannot encode a prompt: " + first_line(status.ToString()));
-    return ids;
-  }
-
- private:
-  sentencepiece::SentencePieceProcessor processor_;
-};
-
 namespace {
 
+bool carries_tokenizer(const Bundle& bundle) {
+  const auto& files = bundle.manifest().files;
+  const std::string folder = std::string(kTokenizerFolder) + "/";
+  const auto found = files.lower_bound(folder);
+  return found != files.end() && found->first.rfind(folder, 0) == 0;
+}
+
 const TokenizerEntry& entry_of(const Bundle& bundle) {
-  if (!bundle.manifest().tokenizer) {
+  const auto& entry = bundle.manifest().tokenizer;
+  if (!entry && carries_tokenizer(bundle)) {
+    throw bad_bundle(bundle.directory() +
+                     " carries a tokenizer for Python only, so here it takes token ids only; "
+                     "export again with the package openvino-tokenizers installed to give it another");
+  }
+  if (!entry) {
     throw bad_bundle(bundle.directory() +
                      " carries no tokenizer, so it takes token ids only; "
                      "export again with --tokenizer DIRECTORY to give it one");
   }
-  return *bundle.manifest().tokenizer;
+  return *entry;
+}
+
+std::unique_ptr<TextModel> open_model(const Bundle& bundle, const TokenizerEntry& entry) {
+  if (entry.kind == "openvino") return open_openvino(bundle.path(entry.file), bundle.path(entry.data));
+  return open_sentencepiece(bundle.path(entry.file));
 }
 
 }  // namespace
 
 Tokenizer::Tokenizer(const Bundle& bundle)
-    : pipeline_(bundle.manifest().pipeline),
-      entry_(entry_of(bundle)),
-      model_(std::make_unique<Model>(bundle.path(entry_.file))) {}
-
-Tokenizer::~Tokenizer() = default;
+    : pipeline_(bundle.manifest().pipeline), entry_(entry_of(bundle)), model_(open_model(bundle, entry_)) {}
 
 Ids Tokenizer::operator()(const std::vector<std::string>& prompts) const {
   if (prompts.empty()) throw bad_input("no prompt given");
@@ -85,10 +72,10 @@ std::vector<std::int64_t> Tokenizer::encode(const std::string& prompt) const {
     if (!token.empty() && text.find(token) != std::string::npos) {
       throw bad_input(
           "a prompt holds '" + token +
-          "', which transformers reads as a token and SentencePiece as text: take it out, or pass token ids");
+          "', which transformers reads as a token and this tokenizer as text: take it out, or pass token ids");
     }
   }
-  const std::vector<int> pieces = model_->encode(text);
+  const std::vector<std::int64_t> pieces = model_->encode(text);
   const std::size_t room = static_cast<std::size_t>(pipeline_.max_length) - entry_.prefix.size() - entry_.suffix.size();
   std::vector<std::int64_t> ids = entry_.prefix;
   ids.insert(ids.end(), pieces.begin(), pieces.begin() + static_cast<std::ptrdiff_t>(std::min(room, pieces.size())));

@@ -2,20 +2,22 @@
 
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "bundle.hpp"
 #include "skrr/encoder.hpp"
+#include "tokenizers/text_model.hpp"
 
 namespace skrr {
 
 class Tokenizer {
  public:
-  // The tokenizer that a bundle carries; an Error where it carries none.
+  // The tokenizer that a bundle carries; an Error where it carries none, or one for Python only, or its library is
+  // missing here.
   explicit Tokenizer(const Bundle& bundle);
-  ~Tokenizer();
 
   // Tokenises, truncates and pads a batch; safe to call from many threads.
   Ids operator()(const std::vector<std::string>& prompts) const;
@@ -23,10 +25,9 @@ class Tokenizer {
  private:
   std::vector<std::int64_t> encode(const std::string& prompt) const;
 
-  class Model;
   Pipeline pipeline_;
   TokenizerEntry entry_;
-  std::unique_ptr<Model> model_;
+  std::unique_ptr<TextModel> model_;
 };
 
 }  // namespace skrr

@@ -1,4 +1,7 @@
-"""Builds the C++ runtime as a user would: configure, build, install, and link against what was installed."""
+"""Builds the C++ runtime as a user would: configure, build, install, and link against what was installed.
+
+python -m tests.runtimes.cpp.building DIRECTORY    # installs to DIRECTORY/prefix; what `make cpp` does
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import fcntl
 import importlib.util
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +84,23 @@ def onnxruntime(directory: Path) -> list[str]:
     return ["-DSKRR_WITH_ONNXRUNTIME=ON", f"-DONNXRUNTIME_LIBRARY={link}"]
 
 
+def openvino() -> list[str]:
+    """Options that link OpenVINO Tokenizers, out of its wheels.
+
+    Raises:
+        UnavailableError: they are not installed.
+    """
+    specs = [importlib.util.find_spec(name) for name in ("openvino", "openvino_tokenizers")]
+    if not all(specs):
+        raise UnavailableError("the packages openvino and openvino-tokenizers are not installed here")
+    runtime, tokenizers = (Path(spec.origin).parent for spec in specs if spec and spec.origin)
+    return [
+        "-DSKRR_WITH_OPENVINO=ON",
+        f"-DOpenVINO_DIR={runtime / 'cmake'}",
+        f"-DOPENVINO_TOKENIZERS_ROOT={tokenizers}",
+    ]
+
+
 def once(directory: Path, make: Callable[[], object]) -> None:
     """Make something in a directory that several processes of pytest share, once.
 
@@ -105,3 +126,17 @@ def run(*command: object) -> str:
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{command}\n{result.stdout[-6000:]}\n{result.stderr[-6000:]}"
     return result.stdout
+
+
+def main(directory: Path) -> None:
+    """Build with what this environment has, as the tests do."""
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        made = install(directory, *onnxruntime(directory / "onnxruntime"), *openvino(), "-DSKRR_WITH_AOTI=OFF")
+    except UnavailableError as error:
+        raise SystemExit(str(error)) from error
+    print(f"installed to {made.prefix}; try {made.tool} --help")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())

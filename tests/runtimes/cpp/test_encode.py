@@ -5,23 +5,29 @@ It cannot see what needs a GPU.
 
 from __future__ import annotations
 
+import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from skrr_export.bundle import Bundle
+from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.prompts import calibration_prompts, default_prompts
 from skrr_export.targets import open_target
 from skrr_export.tokenization import Tokenizer, encode_prompts
 from tests import reference
-from tests.bundles import PLAN, random_ids, random_mask, relative_error
+from tests.bundles import PLAN, export, random_ids, random_mask, relative_error, run_python
+from tests.checkpoints import bert_checkpoint
 from tests.runtimes.cpp import building
 from tests.runtimes.cpp.binding import CallError, Library
 from tests.runtimes.cpp.building import Installation
 from tests.runtimes.cpp.conftest import SPECS
+from tests.runtimes.damage import edit
 
 BundleOf = Callable[[str], Bundle]
 
@@ -118,17 +124,63 @@ def test_they_are_looked_for_in_what_the_tokenizer_gets(bundle_of: BundleOf, lib
         library.open(bundle_of("lowercase").directory).encode(["a </S> b"])
 
 
-def test_without_sentencepiece_a_bundle_takes_ids_only(bundle_of: BundleOf, library: Library, bert: Path) -> None:
-    bundle = bundle_of("bert")
+@pytest.mark.parametrize("name", ["bert", "wordpiece"])
+def test_other_tokenizers_are_openvinos(name: str, bundle_of: BundleOf, library: Library) -> None:
+    """Byte-level BPE and WordPiece; prompts beyond the 71 tokens of this BERT are cut there."""
+    bundle = changed_manifest(bundle_of(name), lambda document: document["pipeline"].update(max_length=71))
+    _same_ids(bundle, library, [*default_prompts(), *calibration_prompts(), "a [SEP] b </s> c"])
+    ours = library.open(bundle.directory).encode(PROMPTS)
+    truth = encode_prompts(open_target(bundle), PROMPTS)
+    assert relative_error(ours["last_hidden_state"], truth["last_hidden_state"]) < 1e-5
+
+
+def changed_manifest(bundle: Bundle, change: Callable[[Any], object]) -> Bundle:
+    """A copy of a bundle that says something else of itself."""
+    directory = Path(tempfile.mkdtemp(dir=bundle.directory.parent)) / "b"
+    shutil.copytree(bundle.directory, directory)
+    edit(change)(directory)
+    return open_bundle(directory)
+
+
+def test_a_tokenizer_for_python_only_is_said(bundle_of: BundleOf, library: Library, bert: Path) -> None:
+    bundle = changed_manifest(bundle_of("bert"), lambda document: document.update(tokenizer=None))
     encoder, random = library.open(bundle.directory), np.random.default_rng(2)
     assert encoder.info["tokenizes"] is False
-    with pytest.raises(
-        CallError, match="carries no tokenizer, so it takes token ids only; export again with --tokenizer"
-    ):
+    with pytest.raises(CallError, match=rf"^{bundle.directory} carries a tokenizer for Python only, so here it takes"):
         encoder.encode(["a cat"])
     ids, mask = random_ids(random, 2, 30), random_mask(random, 2, 30)
     hidden = encoder.encode_ids(ids, mask)["last_hidden_state"]
     assert relative_error(hidden, reference.encode(bert, None, ids, mask)) < 2e-5
+
+
+def test_no_tokenizer_is_said(library: Library, tmp_path: Path, remembered_traces: None) -> None:
+    bundle = export(bert_checkpoint(tmp_path / "bert"), tmp_path / "b")
+    with pytest.raises(
+        CallError, match=f"^{bundle.directory} carries no tokenizer, so it takes token ids only; export"
+    ):
+        library.open(bundle.directory).encode(["a cat"])
+
+
+def test_without_its_plug_in_the_library_takes_ids_and_says_why(
+    installation: Installation, bundle_of: BundleOf, tmp_path: Path
+) -> None:
+    shutil.copy(installation.library, tmp_path)
+    code = """
+import sys
+from pathlib import Path
+from tests.runtimes.cpp.binding import CallError, Library
+encoder = Library(Path(sys.argv[1])).open(Path(sys.argv[2]))
+print(encoder.info["tokenizes"], *encoder.self_test())
+try:
+    encoder.encode(["a cat"])
+except CallError as error:
+    print(error)
+"""
+    answer = run_python(code, tmp_path / "libskrr.so", bundle_of("bert").directory).stdout
+    tested, refused = answer.splitlines()
+    assert tested.startswith("False True self-test: 4 vectors")
+    assert tested.endswith("token ids not checked: passed")
+    assert re.search("needs OpenVINO Tokenizers: libskrr_openvino.so: .*; configure skrr with -DOPENVINO_TOK", refused)
 
 
 # Programs that link the installed library
@@ -143,7 +195,7 @@ def test_examples_run(example: str, installation: Installation, bundle_of: Bundl
     np.testing.assert_allclose(np.array(norms, float), np.linalg.norm(truth[:, 0], axis=-1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["plain", "bf16", "unmasked"])
+@pytest.mark.parametrize("name", ["plain", "bf16", "unmasked", "wordpiece"])
 def test_many_threads_share_an_encoder(name: str, installation: Installation, bundle_of: BundleOf) -> None:
     program = installation.prefix.parent / "threads" / "threads"
     assert building.run(program, bundle_of(name).directory) == "96 batches, 0 wrong\n"

@@ -105,7 +105,7 @@ def test_a_key_that_stands_twice(copy: Path, library: Library) -> None:
     """Of which parsers take one or the other."""
     text = (copy / "manifest.json").read_text()
     (copy / "manifest.json").write_text(text.replace('"dtype"', '"dtype": "fp16", "dtype"', 1))
-    assert refusal(library, copy).endswith("malformed manifest: the name 'dtype' stands twice")
+    assert refusal(library, copy).endswith("malformed manifest: the key 'dtype' stands twice in one object")
 
 
 def test_unknown_keys_are_ignored(copy: Path, library: Library) -> None:
@@ -168,7 +168,7 @@ def _tensor(code: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict
         (_header(b"{"), "damaged header: "),
         (_header(b"[]"), "damaged header: not a JSON object"),
         (_header(b"[" * 50_000), "damaged header: it nests deeper than 64 levels"),
-        (_header(b'{"x": 1, "x": 2}'), "damaged header: the name 'x' stands twice"),
+        (_header(b'{"x": 1, "x": 2}'), "damaged header: the key 'x' stands twice in one object"),
         (_header({"x": {}}), "damaged header: tensor 'x' needs dtype, shape and data_offsets"),
         (_header({"x": _tensor("F31")}, bytes(8)), "tensor 'x' has the unknown dtype 'F31'"),
         (_header({"x": _tensor(shape=[-2])}, bytes(8)), "tensor 'x' has a malformed shape or data_offsets"),
