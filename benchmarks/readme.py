@@ -323,6 +323,60 @@ def quality_table(work: Path) -> str:
     return table(columns, methods, f"{surroundings(document)}.")
 
 
+def cpp_table(work: Path) -> str:
+    """Of serve.py --part cpp: the C++ runtime beside the Python session."""
+    document = read_passed(work, "serve-cpp")
+    native, python, bench = read_records(work, "serve-cpp-start")["records"]
+    subjects = {subject["name"]: subject for subject in document["subjects"]}
+    held = (bench["bench"]["anonymous_bytes"], find(subjects["onnx"], "memory", "stages", "steady", "anonymous"))
+    rows = [
+        {"title": bold("C++, `skrr-encode`", ours=True), "start": native, "steady": held[0], "name": "cpp"},
+        {"title": "Python, `open_session`", "start": python, "steady": held[1], "name": "onnx"},
+    ]
+    columns: list[Column] = [
+        ("", lambda row: row["title"]),
+        ("start to first embedding", lambda row: number(row["start"]["wall_seconds"], "{:.2f} s")),
+        ("anonymous memory, after runs", lambda row: mebibytes(row["steady"])),
+        *(
+            (f"{length['sequence']} tokens", lambda row, place=place: _beside_python(subjects, row["name"], place))
+            for place, length in enumerate(subjects["onnx"]["latencies"])
+        ),
+        ("drift", lambda row: error(find(subjects[row["name"]], "drift", "tokens", "relative_l2"))),
+    ]
+    runs = document["settings"]["runs"]
+    return table(columns, rows, f"{surroundings(document)}; medians of {runs}, interleaved.")
+
+
+def _beside_python(subjects: Document, name: str, place: int) -> str:
+    median, base = (subjects[one]["latencies"][place]["median"] for one in (name, "onnx"))
+    return number(base, "{:.3f} s") if name == "onnx" else number(median / base, "{:.2f} x")
+
+
+def triton_table(work: Path) -> str:
+    """Of serve.py --part triton: what clients get, and what instances hold."""
+    document = read_records(work, "serve-triton")
+    loads = [record for record in document["records"] if "clients" in record]
+    held = [record for record in document["records"] if "instances" in record]
+    columns: list[Column] = [
+        ("clients", lambda row: str(row["clients"])),
+        ("requests/s", lambda row: number(row["rate"])),
+        *((name, lambda row, name=name: number(row[name], "{:.0f} ms", 1e-3)) for name in ("p50", "p95", "p99")),
+        ("answered", lambda row: f"{row['requests']:,}"),
+        ("errors", lambda row: str(len(row["errors"]))),
+        (
+            "RSS, last quarter to first",
+            lambda row: number(row["resident"]["last"] / row["resident"]["first"] - 1, "{:+.1%}"),
+        ),
+    ]
+    shared = " and ".join(
+        f"{mebibytes(one['proportional'])} with {one['instances']} (of which anonymous {mebibytes(one['anonymous'])})"
+        for one in held
+    )
+    seconds = loads[0]["seconds"]
+    line = f"{surroundings(document)}; {seconds:.0f} s each. PSS of all its models' processes: {shared} instances."
+    return table(columns, loads, line)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "export": export_table,
     "run": run_table,
@@ -330,6 +384,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "engines": engines_table,
     "overflow": overflow_table,
     "measure": measure_table,
+    "serve-cpp": cpp_table,
+    "serve-triton": triton_table,
     "search-speed": speed_table,
     "search-quality": quality_table,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,9 @@ UNSTEADY = 0.05
 """Coefficient of variation above which latencies say more about the machine's other work than about the subjects."""
 WARM_UPS = 2
 """Runs of each size that do not count."""
+REST = 0.05
+"""Seconds before each run. Thread pools spin for a while after they have worked, which costs the next subject up to 9%
+on two cores (measured: ONNX Runtime in two processes, 77 tokens)."""
 
 Seconds = dict[str, list[float]]
 """Of every timed run, by subject."""
@@ -24,7 +28,7 @@ Seconds = dict[str, list[float]]
 def take_turns(
     workers: Mapping[str, Worker], input_ids: Ids, attention_mask: Ids | None, runs: int, failures: dict[str, str]
 ) -> Seconds:
-    """Time all subjects on one input: A B C A B C, each round beginning with another.
+    """Time all subjects on one input, in rounds in each of which every subject runs once.
 
     Args:
         workers: the subjects, loaded.
@@ -35,9 +39,8 @@ def take_turns(
     """
     seconds: Seconds = {name: [] for name in workers}
     for number in range(-WARM_UPS, runs):
-        names = [name for name in workers if name not in failures]
-        first = number % max(len(names), 1)  # so that nobody always runs after the same neighbour
-        for name in names[first:] + names[:first]:
+        for name in balanced([name for name in workers if name not in failures], number):
+            time.sleep(REST)
             try:
                 run = workers[name].run(input_ids, attention_mask)
             except SubjectError as error:
@@ -46,6 +49,18 @@ def take_turns(
             if number >= 0:
                 seconds[name].append(run.seconds)
     return {name: times for name, times in seconds.items() if name not in failures}
+
+
+def balanced(names: Sequence[str], number: int) -> list[str]:
+    """The order of a round: a Williams design, in which everybody follows everybody else equally often.
+
+    That takes as many rounds as there are names, or twice as many where they are odd in number. A mere rotation would
+    let each always follow the same neighbour.
+    """
+    count = len(names)
+    zigzag = [place // 2 if place % 2 == 0 else count - 1 - place // 2 for place in range(count)]
+    order = [names[(place + number) % count] for place in zigzag]
+    return order[::-1] if count and number // count % 2 else order
 
 
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> Ratio:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
-from skrr_export.measure.latency import WARM_UPS, percentile_95, ratio, take_turns, variation
+from skrr_export.measure.latency import WARM_UPS, balanced, percentile_95, ratio, take_turns, variation
 from skrr_export.measure.process import SubjectError
 from skrr_export.measure.worker import Run
 
@@ -30,7 +32,7 @@ def test_each_round_begins_with_another_subject() -> None:
     order: list[str] = []
     workers: Any = {name: Fake(name, order) for name in "abc"}
     seconds = take_turns(workers, IDS, None, 3, {})
-    assert "".join(order[3 * WARM_UPS :]) == "abcbcacab"
+    assert "".join(order[3 * WARM_UPS :]) == "acbbaccba"
     assert seconds == {name: [WARM_UPS + 1.0, WARM_UPS + 2.0, WARM_UPS + 3.0] for name in "abc"}
 
 
@@ -58,3 +60,17 @@ def test_statistics() -> None:
     assert percentile_95(list(map(float, range(1, 101)))) == 96
     assert variation([1.0, 1.0]) == 0
     assert variation([1.0, 3.0]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_everybody_follows_everybody_else_equally_often(count: int) -> None:
+    names = [str(number) for number in range(count)]
+    rounds = [balanced(names, number) for number in range(2 * count)]
+    assert all(sorted(order) == names for order in rounds)
+    pairs = Counter(pair for order in rounds for pair in pairwise(order))
+    assert len(pairs) == count * (count - 1)
+    assert len(set(pairs.values())) <= 1
+
+
+def test_a_round_of_nobody_is_empty() -> None:
+    assert balanced([], 3) == []

@@ -1,9 +1,13 @@
-"""Whatever a manifest or a safetensors header holds, reading it ends well: ten seconds each, under sanitizers."""
+"""Whatever a manifest or a safetensors header holds, reading it ends well: ten seconds each, under sanitizers.
+
+`SKRR_FUZZ_SECONDS` looks longer: a minute each in CI, hours by hand.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +21,7 @@ from tests.runtimes.cpp import building
 
 BundleOf = Callable[[str], Bundle]
 
-SECONDS = 10
+SECONDS = int(os.environ.get("SKRR_FUZZ_SECONDS", "10"))
 FILES = {"weights.safetensors": b"weights", "model.onnx": b"graph"}
 """Those that the fuzzer of manifests puts beside them."""
 
