@@ -101,22 +101,29 @@ def _openvino(tokenizer: Tokenizer, _: Path) -> _Library | None:
 
     try:
         model = convert_tokenizer(tokenizer.backend, add_special_tokens=False)
+        for number, operation in enumerate(model.get_ordered_ops()):  # named after a counter of the process otherwise
+            operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
+        model.inputs[0].get_tensor().set_names({"text"})
+        compiled = openvino.Core().compile_model(model, "CPU")
+        with tempfile.TemporaryDirectory() as folder:
+            graph, data = (Path(folder, name) for name in OPENVINO_FILES)
+            openvino.save_model(model, graph, compress_to_fp16=False)
+            files = {path.name: path.read_bytes() for path in (graph, data)}
     except Exception as error:  # whatever its parser trips over
-        raise InputError(f"OpenVINO Tokenizers cannot convert it: {error}") from error
-    for number, operation in enumerate(model.get_ordered_ops()):  # named after a counter of the process otherwise
-        operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
-    model.inputs[0].get_tensor().set_names({"text"})
-    compiled = openvino.Core().compile_model(model, "CPU")
-    with tempfile.TemporaryDirectory() as folder:
-        graph, data = (Path(folder, name) for name in OPENVINO_FILES)
-        openvino.save_model(model, graph, compress_to_fp16=False)
-        files = {path.name: path.read_bytes() for path in (graph, data)}
+        raise InputError(f"OpenVINO Tokenizers cannot convert it: {_first_line(error)}") from error
 
     def encode(prompt: str) -> Sequence[int]:
-        ids: Sequence[int] = compiled(np.array([prompt]))["input_ids"][0].tolist()
+        try:
+            ids: Sequence[int] = compiled(np.array([prompt]))["input_ids"][0].tolist()
+        except RuntimeError as error:
+            raise InputError(f"OpenVINO Tokenizers cannot encode {prompt!r}: {_first_line(error)}") from error
         return ids
 
     return _Library("openvino", *OPENVINO_FILES, encode, files)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _compare(tokenizer: Tokenizer, library: _Library) -> TokenizerEntry:

@@ -11,6 +11,7 @@ import openvino
 import openvino_tokenizers  # noqa: F401 - registers its operations with openvino
 import pytest
 import sentencepiece
+from tokenizers.pre_tokenizers import UnicodeScripts
 from transformers import AutoTokenizer, T5Config
 
 from skrr_export import portable
@@ -144,3 +145,12 @@ def test_a_damaged_model_means_no_recipe(t5: Path, tmp_path: Path, monkeypatch: 
     (tmp_path / "spiece.model").write_bytes(b"not a model")
     with pytest.raises(InputError, match=r"SentencePiece cannot read .*spiece\.model"):
         find_recipe(tokenizer(t5), tmp_path)
+
+
+def test_a_tokenizer_that_openvino_cannot_convert_means_no_recipe(tmp_path: Path) -> None:
+    """Its pre-tokenizer is one that it does not know."""
+    checkpoint = t5_checkpoint(tmp_path / "t5", tokenizer=True)
+    loaded = tokenizer(checkpoint)
+    loaded.backend.backend_tokenizer.pre_tokenizer = UnicodeScripts()
+    with pytest.raises(InputError, match=r"OpenVINO Tokenizers cannot convert it: Pre-tokenizer type .UnicodeScripts"):
+        find_recipe(loaded, checkpoint)
