@@ -22,8 +22,8 @@ from tests.test_bundle import altered_manifests, manifests
 SCHEMA = jsonschema.Draft202012Validator(
     json.loads(resources.files("skrr_export").joinpath("data", "manifest.schema.json").read_text(encoding="utf-8"))
 )
-CROSS_FIELD = ("gives no hash", "the plan is for another encoder", "PlanError")
-"""What no schema can say: rules between several fields."""
+BEYOND_SCHEMA = re.compile(r"gives no hash|the plan is for another encoder|PlanError|ValueError: -?\d+\.0 is not")
+"""What no schema can say: rules between several fields, and that 1.0 is no integer."""
 
 
 def test_the_schema_is_one() -> None:
@@ -53,7 +53,7 @@ def test_it_takes_every_manifest_that_can_be(manifest: Manifest) -> None:
 @given(altered_manifests())
 def test_what_the_loader_refuses_it_refuses(document: dict[str, Any]) -> None:
     refusal = _refusal(json.dumps(document))
-    if refusal is not None and not any(reason in refusal for reason in CROSS_FIELD):
+    if refusal is not None and not BEYOND_SCHEMA.search(refusal):
         assert not SCHEMA.is_valid(document), refusal
 
 

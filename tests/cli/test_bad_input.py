@@ -426,10 +426,12 @@ def test_a_bundle_whose_file_was_changed(refuse: Refuse, copied: Path, command: 
 def without_tokenizer(bundle: Path) -> Path:
     """The bundle as an export makes it of a checkpoint that has no tokenizer."""
     shutil.rmtree(bundle / "tokenizer")
-    edit(
-        bundle / "manifest.json",
-        lambda manifest: [manifest["files"].pop(name) for name in list(manifest["files"]) if "tokenizer" in name],
-    )
+
+    def change(manifest: Any) -> None:
+        manifest["tokenizer"] = None
+        manifest["files"] = {name: entry for name, entry in manifest["files"].items() if "tokenizer" not in name}
+
+    edit(bundle / "manifest.json", change)
     return bundle
 
 
