@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from checkpoints import BYTES_PER_ELEMENT, add_shape_arguments, chosen_checkpoint, parameter_count
 from exporters import export_bundle, positive
@@ -26,6 +26,9 @@ from skrr_export.measure.subjects import Subject
 from skrr_export.measure.worker import Opener
 from skrr_export.measuring import MeasureOptions
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 KINDS = (("onnx", "fp32"), ("onnx", "fp16"), ("onnx", "bf16"), ("pt2", "bf16"), ("aoti", "bf16"))
 COLUMNS = ("target", "weights", "export s", "cpu s", "peak RSS MiB", "peak anonymous MiB", "target's bytes")
 
@@ -34,9 +37,15 @@ def export(checkpoint: Path, target: str, dtype: str, bundle: Path) -> dict[str,
     """Export to one target; returns what it took, and the bytes of the target's files, weights aside."""
     result = export_bundle(checkpoint, bundle, "--to", target, "--dtype", dtype)
     entry = json.loads(result.stdout)["targets"][target]
-    names = entry.get("packages", {"file": entry["file"]}).values()
-    nbytes = sum((bundle / name).stat().st_size for name in names)
-    return {"target": target, "dtype": dtype, "target_bytes": nbytes, **result.facts()}
+    return {"target": target, "dtype": dtype, "target_bytes": target_bytes(bundle, entry), **result.facts()}
+
+
+def target_bytes(bundle: Path, entry: Mapping[str, Any]) -> int:
+    """Bytes of a target's files: its packages, or its graph and the one for CPUs."""
+    names = [*entry.get("packages", {"": entry["file"]}).values()]
+    if isinstance(entry.get("cpu"), dict):
+        names.append(entry["cpu"]["file"])
+    return sum((bundle / name).stat().st_size for name in names)
 
 
 def print_exports(exports: list[dict[str, Any]], parameters: int) -> None:

@@ -153,18 +153,22 @@ def read(bundle: Bundle) -> list[Vector]:
     try:
         with safe_open(path, framework="np") as file:
             prompts = json.loads(file.metadata()["prompts"])
-            return [_read(file, number, tuple(prompts[number] or ())) for number in range(entry.count)]
+            return [_read(file, number, prompts[number]) for number in range(entry.count)]
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, IndexError) as error:
         raise BundleError(f"{path}: malformed test vectors: {error}") from error
 
 
-def _read(file: Any, number: int, prompts: tuple[str, ...]) -> Vector:
+def _read(file: Any, number: int, prompts: Any) -> Vector:
     ids, mask, expected = (
         file.get_tensor(f"{number}.{name}") for name in ("input_ids", "attention_mask", "last_hidden_state")
     )
     if not (ids.ndim == 2 and ids.shape == mask.shape == expected.shape[:2] and expected.ndim == 3):
         raise ValueError(f"vector {number} has ids {ids.shape}, mask {mask.shape}, output {expected.shape}")
-    return Vector(Case(str(number), ids, mask, prompts), expected)
+    if prompts is not None and not (
+        isinstance(prompts, list) and len(prompts) == len(ids) and all(type(prompt) is str for prompt in prompts)
+    ):
+        raise ValueError(f"vector {number} has the prompts {prompts!r} for {len(ids)} rows")
+    return Vector(Case(str(number), ids, mask, tuple(prompts or ())), expected)
 
 
 def self_test(session: Session, progress: Progress = silent) -> SelfTest:

@@ -130,7 +130,9 @@ def test_malformed_vectors_are_named(name: str, damage: str, copied: Bundle) -> 
         read(_change_vectors(copied, change))
 
 
-@pytest.mark.parametrize("prompts", ["", "[]", "5", "[5, 5, 5, 5, 5]"])
+@pytest.mark.parametrize(
+    "prompts", ["", "[]", "5", "[5, 5, 5, 5, 5]", '["a", "b", "c", "d", "e"]', '[["a", "b"], [], [], [], []]']
+)
 def test_malformed_prompts_are_named(prompts: str, copied: Bundle) -> None:
     with pytest.raises(BundleError, match="malformed test vectors"):
         read(_change_vectors(copied, lambda tensors, metadata: metadata.update(prompts=prompts)))
