@@ -31,11 +31,14 @@ def open_onnx(directory: Path, threads: int) -> Load:
 
 def open_library(library: Path, bundle: Path, threads: int) -> Load:
     """A bundle as the C++ library runs it, called through its C interface."""
-    from skrr_library import Encoder
+    from runtimes.cpp.binding import Library
 
     def load() -> Running:
-        encoder = Encoder(library, bundle, threads)
-        return Running(encode=encoder.encode, computes_in=encoder.computes_in)
+        encoder = Library(library).open(bundle, device=b"cpu", threads=threads)
+        return Running(
+            encode=lambda ids, mask: encoder.encode_ids(ids, mask)["last_hidden_state"],
+            computes_in=encoder.info["computes_in"],
+        )
 
     return load
 

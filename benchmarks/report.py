@@ -88,8 +88,9 @@ def measure(name: str, bundle: Path, options: MeasureOptions, work: Path) -> boo
     from skrr_export.cli.output import Output
     from skrr_export.measuring import measure_bundle
 
-    here = str(Path(__file__).resolve().parent)  # where subjects find openers.py
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    here = Path(__file__).resolve().parent  # where subjects find openers.py, and runtimes beside it
+    paths = (str(here), str(here.parent), os.environ.get("PYTHONPATH"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     output, file = Output(json=False, quiet=False), work / f"{name}.json"
     try:
         with output.progress(lines=True) as progress:

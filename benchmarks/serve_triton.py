@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporters import REPOSITORY
@@ -16,14 +15,15 @@ from load import Answers, run_load
 from process import MIB
 from report import machine_line, print_table, write_records
 
-from skrr_export.measure.memory import memory_of
+from skrr_export.measure.memory import kernel_fields, memory_of
 from skrr_export.prompts import default_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-sys.path.append(str(REPOSITORY / "runtimes" / "triton"))
-from local_server import Server, running
+sys.path.append(str(REPOSITORY))
+from runtimes.triton.local_server import Server, running
 
 CLIENTS = (1, 4, 16)
 INSTANCES = (1, 2)
@@ -66,17 +66,12 @@ class Watch:
 
     def _sample(self) -> None:
         while not self._done.wait(SAMPLE_SECONDS):
-            self.samples.append(sum(_resident(pid) for pid in self._pids))
+            self.samples.append(sum(kernel_fields(pid, "status")["VmRSS"] for pid in self._pids))
 
     def result(self) -> Resident:
         """What the samples come to."""
         quarter = max(1, len(self.samples) // 4)
         return Resident(statistics.mean(self.samples[:quarter]), statistics.mean(self.samples[-quarter:]))
-
-
-def _resident(pid: int) -> int:
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) * 1024
 
 
 def write_repository(bundle: Path, repository: Path, instances: int) -> None:

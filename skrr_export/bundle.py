@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from skrr_export.dtypes import FP32
 from skrr_export.errors import BundleError, CheckpointError
 from skrr_export.manifest import MANIFEST, TOKENIZER, WEIGHTS, FileEntry, Manifest
 from skrr_export.progress import Progress, silent
@@ -58,6 +59,25 @@ class Bundle:
             known = ", ".join(self.manifest.targets) or "none"
             raise BundleError(f"{self.directory} has no target '{target}'; it has: {known}")
         return self.directory / str(self.manifest.targets[target]["file"])
+
+    @property
+    def carries_tokenizer(self) -> bool:
+        """Whether it takes prompts, by `transformers`, or token ids only."""
+        return (self.directory / TOKENIZER).is_dir()
+
+    def onnx_graph(self, device: str) -> Path:
+        """The graph of the target `onnx` for a device: on a CPU a half-precision bundle has one that computes in fp32.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        graph = self.target_file("onnx")
+        if device != "cpu" or self.manifest.dtype is FP32:
+            return graph
+        entry = self.manifest.targets["onnx"]
+        if "cpu" not in entry:
+            raise BundleError(f"{self.directory} has no ONNX graph that computes in fp32; export again")
+        return self.directory / str(entry["cpu"]["file"])
 
     def check_hashes(self, progress: Progress = silent) -> None:
         """Read every file and compare its hash; 1 to 2 GB/s.

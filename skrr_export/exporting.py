@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from skrr_export.encoders import Encoder, Selection
     from skrr_export.portable import Recipe
     from skrr_export.targets.base import Source
+    from skrr_export.tokenization import Tokenizer
 
 MAX_SIZE = 1 << 20
 """Largest batch or sequence that can be fixed."""
@@ -106,7 +108,6 @@ class _Job:
     preset: Preset
     dtype: DType
     layout: Layout
-    recipe: Recipe | None
     options: ExportOptions
     warnings: tuple[str, ...]
 
@@ -145,6 +146,8 @@ def export_checkpoint(
             rescaled = rescale(
                 job.checkpoint, job.encoder, job.plan, job.preset, prompts=options.prompts, progress=progress
             )
+        tokenizer = cache(lambda: _tokenizer(job))  # for the recipe, and for test vectors
+        recipe, not_portable = _recipe(job, tokenizer)
         file = stage.create(WEIGHTS)
         tensors = job.selection.tensors
         baked = bake(tensors, job.layout, job.dtype, file, progress, rescaling=rescaled.rescaling)
@@ -152,23 +155,21 @@ def export_checkpoint(
         source = _source(job, job.encoder.rescaled(rescaled.rescaling), Path(f"/proc/self/fd/{file.fileno()}"))
         files = {WEIGHTS: FileEntry(baked.sha256, baked.nbytes)}
         built = build_targets(options.targets, source, inline=options.inline, engine=options.engine, progress=progress)
-        contents = {**_companions(job.checkpoint, source.encoder), **(job.recipe.files if job.recipe else {})}
+        contents = {**_companions(job.checkpoint, source.encoder), **(recipe.files if recipe else {})}
         for each in built.values():
             contents |= each.files
         for name, content in contents.items():
             stage.write(name, content)
             files[name] = FileEntry(hashlib.sha256(content).hexdigest(), len(content))
         rescaling = rescaled.describe(baked.subnormal)
-        manifest = _manifest(job, {target: each.entry for target, each in built.items()}, files, rescaling)
+        targets = {target: each.entry for target, each in built.items()}
+        manifest = _manifest(job, targets, files, rescaling, recipe)
         if options.vectors:
-            from skrr_export.vectors import FILE
-
-            manifest, content = _with_vectors(job, manifest, progress)
-            stage.write(FILE, content)
+            manifest = _add_vectors(job, manifest, tokenizer(), stage, progress)
         stage.write(MANIFEST, manifest.to_json().encode())
         progress("flushing to disk", baked.nbytes, baked.nbytes)
     dense_nbytes = manifest.total_parameters * manifest.dtype.itemsize
-    warnings = (*job.warnings, *baked.warnings, *rescaled.warnings)
+    warnings = (*job.warnings, *not_portable, *baked.warnings, *rescaled.warnings)
     reports = {target: each.report for target, each in built.items() if each.report}
     return Exported(Bundle(Path(output), manifest), warnings, reports, dense_nbytes)
 
@@ -194,23 +195,29 @@ def _prepare(location: str | Path, options: ExportOptions) -> _Job:
     own = READABLE[selection.tensors[0].code]
     dtype = bakeable(options.dtype or (own.name if own.name in BAKEABLE else FP32.name))
     layout = weights_layout(selection.tensors, dtype, Path(WEIGHTS))
-    recipe, not_portable = _recipe(checkpoint, preset)
-    warnings = tuple(warning for warning in (wrong_weights(plan, checkpoint), not_portable) if warning is not None)
-    return _Job(checkpoint, encoder, plan, selection, preset, dtype, layout, recipe, options, warnings)
+    wrong = wrong_weights(plan, checkpoint)
+    warnings = () if wrong is None else (wrong,)
+    return _Job(checkpoint, encoder, plan, selection, preset, dtype, layout, options, warnings)
 
 
-def _recipe(checkpoint: Checkpoint, preset: Preset) -> tuple[Recipe | None, str | None]:
-    """How runtimes without transformers tokenise, and a warning where they could have but cannot."""
-    from skrr_export.portable import find_recipe
+def _tokenizer(job: _Job) -> Tokenizer | None:
     from skrr_export.tokenization import Tokenizer
 
-    if checkpoint.tokenizer is None:
-        return None, None
+    directory = job.checkpoint.tokenizer
+    return None if directory is None else Tokenizer(directory, job.checkpoint.directory, job.preset)
+
+
+def _recipe(job: _Job, open_tokenizer: Callable[[], Tokenizer | None]) -> tuple[Recipe | None, tuple[str, ...]]:
+    """How runtimes without transformers tokenise, and a warning where they could have but cannot."""
+    from skrr_export.portable import find_recipe
+
     try:
-        tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.directory, preset)
-        return find_recipe(tokenizer, checkpoint.tokenizer), None
+        tokenizer = open_tokenizer()
+        if tokenizer is None or job.checkpoint.tokenizer is None:
+            return None, ()
+        return find_recipe(tokenizer, job.checkpoint.tokenizer), ()
     except InputError as error:
-        return None, f"runtimes other than Python will take token ids only: {error}"
+        return None, (f"runtimes other than Python will take token ids only: {error}",)
 
 
 def _source(job: _Job, encoder: Encoder, weights: Path) -> Source:
@@ -233,6 +240,7 @@ def _manifest(
     targets: Mapping[str, Mapping[str, Any]],
     files: Mapping[str, FileEntry],
     rescaling: Mapping[str, Any] | None,
+    recipe: Recipe | None,
 ) -> Manifest:
     return Manifest(
         family=job.encoder.family,
@@ -248,28 +256,28 @@ def _manifest(
         total_parameters=job.selection.total_parameters,
         kept_parameters=job.selection.kept_parameters,
         rescaling=rescaling,
-        tokenizer=None if job.recipe is None else job.recipe.entry,
+        tokenizer=None if recipe is None else recipe.entry,
         targets=targets,
         files=files,
         tools={name: importlib.metadata.version(name) for name in ("skrr-export", "torch", "onnxscript", "onnx-ir")},
     )
 
 
-def _with_vectors(job: _Job, manifest: Manifest, progress: Progress) -> tuple[Manifest, bytes]:
-    """Test vectors for what was just built, computed by the reference from the checkpoint's own weights."""
+def _add_vectors(
+    job: _Job, manifest: Manifest, tokenizer: Tokenizer | None, stage: StagedDirectory, progress: Progress
+) -> Manifest:
+    """Write test vectors for what was just built, by the reference from the checkpoint's own weights."""
     from skrr_export import vectors
     from skrr_export.measure.reference import planned_reference
-    from skrr_export.tokenization import Tokenizer
 
     progress("computing test vectors", 0, job.options.vectors)
     bundle = Bundle(Path(), manifest)  # not on disk yet: the reference reads nothing of it
     encode = planned_reference(bundle, job.checkpoint.directory)
-    directory = job.checkpoint.tokenizer
-    tokenizer = None if directory is None else Tokenizer(directory, job.checkpoint.directory, job.preset)
     cases = list(vectors.choose_cases(manifest, tokenizer, job.options.vectors))
     entry, content = vectors.make(manifest, cases, encode)
+    stage.write(entry.file, content)
     files = {**manifest.files, entry.file: FileEntry(hashlib.sha256(content).hexdigest(), len(content))}
-    return replace(manifest, vectors=entry, files=files), content
+    return replace(manifest, vectors=entry, files=files)
 
 
 def _companions(checkpoint: Checkpoint, encoder: Encoder) -> dict[str, bytes]:

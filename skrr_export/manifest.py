@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer"
 CONFIG = "config.json"
+TOKENIZER_KINDS = ("sentencepiece", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,6 @@ class FileEntry:
 
     sha256: str
     nbytes: int
-
-
-TOKENIZER_KINDS = ("sentencepiece", "openvino")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

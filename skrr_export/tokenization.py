@@ -66,14 +66,13 @@ class Tokenizer:
         Raises:
             BundleError: it carries none, or a damaged one.
         """
-        directory = bundle.directory / TOKENIZER
-        if not directory.is_dir():
+        if not bundle.carries_tokenizer:
             raise BundleError(
                 f"{bundle.directory} carries no tokenizer, so it takes token ids only; "
                 "export again with --tokenizer DIRECTORY to give it one"
             )
         try:
-            return cls(directory, bundle.directory, bundle.manifest.pipeline)
+            return cls(bundle.directory / TOKENIZER, bundle.directory, bundle.manifest.pipeline)
         except InputError as error:
             raise BundleError(str(error)) from error
 

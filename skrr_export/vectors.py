@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 from skrr_export.bundle import Bundle
 from skrr_export.errors import BundleError
-from skrr_export.manifest import TOKENIZER, Manifest, VectorsEntry
-from skrr_export.measure.cases import Case
+from skrr_export.manifest import Manifest, VectorsEntry
+from skrr_export.measure.cases import Case, random_case
 from skrr_export.measure.fidelity import Deviation, DeviationMeter
 from skrr_export.measure.limits import LIMITS
 from skrr_export.progress import Progress, silent
@@ -112,8 +112,7 @@ def _random_cases(manifest: Manifest, random: np.random.Generator, count: int) -
         longest = manifest.pipeline.max_length
         shape = (manifest.batch or 2, manifest.sequence or int(random.integers(1, longest + 1)))
         lengths = random.integers(1, shape[1] + 1, shape[0])
-        mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
-        yield Case(str(number), random.integers(0, manifest.vocab_size, shape), mask)
+        yield random_case(str(number), shape, lengths, manifest.vocab_size, random)
 
 
 def make(
@@ -131,10 +130,7 @@ def make(
         tensors[f"{number}.input_ids"] = case.input_ids
         tensors[f"{number}.attention_mask"] = case.attention_mask
         tensors[f"{number}.last_hidden_state"] = encode(case.input_ids, case.given(manifest.pipeline))
-    limits = {
-        precision: {"relative_l2": limit.relative_l2, "cosine_distance": limit.cosine_distance}
-        for precision, limit in LIMITS.items()
-    }
+    limits = {precision: asdict(limit) for precision, limit in LIMITS.items()}
     prompts = json.dumps([list(case.prompts) or None for case in cases])
     content = safetensors.numpy.save(tensors, metadata={"prompts": prompts})  # one key: the library shuffles several
     return VectorsEntry(file=FILE, count=len(cases), limits=limits), content
@@ -179,7 +175,7 @@ def self_test(session: Session, progress: Progress = silent) -> SelfTest:
     """
     bundle = session.bundle
     vectors = read(bundle)
-    tokenizer = Tokenizer.of_bundle(bundle) if (bundle.directory / TOKENIZER).is_dir() else None
+    tokenizer = Tokenizer.of_bundle(bundle) if bundle.carries_tokenizer else None
     rows, nonfinite, equal = DeviationMeter(), 0, []
     for done, vector in enumerate(vectors):
         progress("testing", done, len(vectors))

@@ -9,7 +9,6 @@ import click
 
 from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.cli.output import Output, output_options, size
-from skrr_export.manifest import TOKENIZER
 from skrr_export.plan_view import table
 
 
@@ -48,7 +47,7 @@ def command(bundle: Path, output: Output) -> None:
 
 
 def _tokenizer(bundle: Bundle) -> str:
-    if not (bundle.directory / TOKENIZER).is_dir():
+    if not bundle.carries_tokenizer:
         return "none, takes token ids only"
     entry = bundle.manifest.tokenizer
     return f"for Python, elsewhere {'token ids only' if entry is None else f'by {entry.kind}'}"

@@ -35,8 +35,8 @@ def command(
 ) -> None:
     """Write a bundle as a model repository of Triton Inference Server.
 
-    Three models: NAME takes prompts and gives embeddings, masks and ids; it is NAME_tokenizer and NAME_encoder in a
-    row, which can be called on their own. The encoder's directory is the bundle, by hard links: no more disk, and one
+    Three models: NAME takes prompts and gives embeddings and masks; it is NAME_tokenizer and NAME_encoder in a row,
+    which can be called on their own. The encoder's directory is the bundle, by hard links: no more disk, and one
     page cache for it.
 
     \b

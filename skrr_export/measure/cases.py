@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from skrr_export.bundle import Bundle
-from skrr_export.manifest import TOKENIZER
 from skrr_export.pipelines import Preset
 from skrr_export.prompts import default_prompts
 from skrr_export.targets.base import Ids
@@ -46,7 +45,7 @@ def chosen_prompts(bundle: Bundle, prompts: Sequence[str] | None) -> list[str]:
     """The prompts to compare on; by default the shipped ones, or none for a bundle that takes only ids."""
     if prompts is not None:
         return list(prompts)
-    return default_prompts() if (bundle.directory / TOKENIZER).is_dir() else []
+    return default_prompts() if bundle.carries_tokenizer else []
 
 
 def prompt_cases(bundle: Bundle, prompts: Sequence[str]) -> Iterator[Case]:
@@ -76,6 +75,12 @@ def random_cases(bundle: Bundle, random: np.random.Generator) -> Iterator[Case]:
         lengths[0] = shape[1]
         if shape[0] > 2:
             lengths[-1] = 0
-        mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
-        ids = random.integers(0, bundle.manifest.vocab_size, shape)
-        yield Case(f"random ids {shape[0]} x {shape[1]}", ids, mask)
+        yield random_case(f"random ids {shape[0]} x {shape[1]}", shape, lengths, bundle.manifest.vocab_size, random)
+
+
+def random_case(
+    name: str, shape: tuple[int, int], lengths: npt.NDArray[np.int64], vocab_size: int, random: np.random.Generator
+) -> Case:
+    """Random ids of a shape `(batch, sequence)`, of which each row has so many tokens and then padding."""
+    mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
+    return Case(name, random.integers(0, vocab_size, shape), mask)

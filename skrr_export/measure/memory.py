@@ -20,7 +20,7 @@ def memory_of(pid: int) -> Memory:
     Raises:
         ProcessLookupError: there is no such process, or it has ended.
     """
-    rollup, status = _fields(pid, "smaps_rollup"), _fields(pid, "status")
+    rollup, status = kernel_fields(pid, "smaps_rollup"), kernel_fields(pid, "status")
     try:
         return Memory(
             anonymous=rollup["Anonymous"],
@@ -57,7 +57,7 @@ class PeakSampler:
     def _watch(self) -> None:
         while not self._done.wait(_INTERVAL):
             try:
-                sample = _fields(self._pid, "status")["RssAnon"]
+                sample = kernel_fields(self._pid, "status")["RssAnon"]
             except (ProcessLookupError, KeyError):
                 return
             self.peak = max(sample, self.peak or 0)
@@ -140,7 +140,12 @@ def _cgroup_room() -> int | None:
         return None
 
 
-def _fields(pid: int, name: str) -> dict[str, int]:
+def kernel_fields(pid: int, name: str) -> dict[str, int]:
+    """The sizes in one of a process's files in `/proc`, such as `status`, in bytes.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
     try:
         return _read_fields(Path(f"/proc/{pid}/{name}"))
     except (FileNotFoundError, ProcessLookupError) as error:

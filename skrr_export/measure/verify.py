@@ -76,12 +76,11 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """For the JSON report."""
-        limits = LIMITS[self.computes_in]
         return {
             "passed": self.passed,
             "failures": list(self.failures),
             "computes_in": self.computes_in,
-            "limits": {"relative_l2": limits.relative_l2, "cosine_distance": limits.cosine_distance},
+            "limits": asdict(LIMITS[self.computes_in]),
             "cases": self.cases,
             "prompts": self.prompts,
             "drift": self.drift.to_dict(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from skrr_export.bundle import Bundle
 from skrr_export.dtypes import FP32, DType
-from skrr_export.errors import BundleError, InputError
+from skrr_export.errors import InputError
 from skrr_export.manifest import Manifest
 from skrr_export.targets.tensorrt.options import Profile
 from skrr_export.targets.tensorrt.record import EngineRecord
@@ -173,13 +173,8 @@ def _threads(choices: Choices, backend: str) -> int | None:
 
 def _file(bundle: Bundle, backend: str, device: str) -> str:
     """What the backend opens; half precision has a graph of its own for a CPU."""
-    target = "tensorrt" if backend == "tensorrt" else "onnx"
-    bundle.target_file(target)  # it has that target
     if backend == "python":
+        bundle.target_file("onnx")  # it has that target
         return "model.py"
-    entry = bundle.manifest.targets[target]
-    if device == "cpu" and bundle.manifest.dtype is not FP32:
-        if "cpu" not in entry:
-            raise BundleError(f"{bundle.directory} has no ONNX graph that computes in fp32; export again")
-        entry = entry["cpu"]
-    return str(entry["file"])
+    file = bundle.target_file("tensorrt") if backend == "tensorrt" else bundle.onnx_graph(device)
+    return file.relative_to(bundle.directory).as_posix()

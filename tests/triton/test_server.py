@@ -25,6 +25,7 @@ from runtimes.triton.local_server import Server, absent, running, stop
 from skrr_export import vectors
 from skrr_export.bundle import Bundle
 from skrr_export.dtypes import FP32
+from skrr_export.measure.memory import memory_of
 from skrr_export.targets.base import Arrays, Ids, Session
 from skrr_export.triton.choices import Choices
 from skrr_export.triton.repository import write_repository
@@ -128,12 +129,6 @@ def stubs(server: Server, model: str) -> list[int]:
     return [pid for pid in server.stubs() if f"/{model}/" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
-def anonymous(pid: int) -> int:
-    """Bytes of a process that no file backs."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
-
-
 def of_weights(pid: int) -> dict[str, int]:
     """Bytes of the map of the weights, by the names that smaps gives them."""
     total: dict[str, int] = {}
@@ -157,7 +152,7 @@ def test_instances_share_the_pages_of_the_weights(server: Server, wide: Bundle) 
     assert sum(each["Pss"] for each in maps) < 1.05 * weights  # and counts once
     assert sum(each["Private_Dirty"] + each["Anonymous"] for each in maps) == 0
     for pid in instances:
-        assert anonymous(pid) - anonymous(small) < 0.5 * weights
+        assert memory_of(pid).anonymous - memory_of(small).anonymous < 0.5 * weights
 
 
 # What the server says of its models

@@ -7,7 +7,6 @@
 #include "text.hpp"
 
 namespace skrr {
-
 namespace {
 
 bool carries_tokenizer(const Bundle& bundle) {

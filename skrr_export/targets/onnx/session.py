@@ -80,7 +80,7 @@ class OnnxSession(Session):
         return self.computes_in is not self.bundle.manifest.dtype
 
     def _open(self) -> Any:
-        graph = self._graph()
+        graph = self.bundle.onnx_graph(self._device)
         options = _options(self._library, graph.parent, self.mode, self._threads)
         if self.runtime == "tensorrt-rtx":
             options.add_provider_for_devices([device_of_plugin(self._library)], {})
@@ -96,15 +96,6 @@ class OnnxSession(Session):
             if self._falls_back(error):
                 return self._open()
             raise BundleError(f"ONNX Runtime cannot load {graph}: {_first_line(error)}") from error
-
-    def _graph(self) -> Path:
-        graph = self.bundle.target_file("onnx")
-        if not self._lowered:
-            return graph
-        entry = self.bundle.manifest.targets["onnx"]
-        if "cpu" not in entry:
-            raise BundleError(f"{self.bundle.directory} has no ONNX graph that computes in fp32; export again")
-        return self.bundle.directory / str(entry["cpu"]["file"])
 
     def _run(self, feed: Mapping[str, Ids]) -> Arrays:
         names = [output.name for output in self._session.get_outputs()]

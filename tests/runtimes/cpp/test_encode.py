@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from runtimes.cpp.binding import CallError, Library
 from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.prompts import calibration_prompts, default_prompts
 from skrr_export.targets import open_target
@@ -24,7 +25,6 @@ from tests import reference
 from tests.bundles import PLAN, export, random_ids, random_mask, relative_error, run_python
 from tests.checkpoints import bert_checkpoint
 from tests.runtimes.cpp import building
-from tests.runtimes.cpp.binding import CallError, Library
 from tests.runtimes.cpp.building import Installation
 from tests.runtimes.cpp.conftest import SPECS
 from tests.runtimes.damage import edit
@@ -168,7 +168,7 @@ def test_without_its_plug_in_the_library_takes_ids_and_says_why(
     code = """
 import sys
 from pathlib import Path
-from tests.runtimes.cpp.binding import CallError, Library
+from runtimes.cpp.binding import CallError, Library
 encoder = Library(Path(sys.argv[1])).open(Path(sys.argv[2]))
 print(encoder.info["tokenizes"], *encoder.self_test())
 try:

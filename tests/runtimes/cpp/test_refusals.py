@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from runtimes.cpp import binding
+from runtimes.cpp.binding import CallError, Library
 from skrr_export.bundle import Bundle
 from tests.bundles import forge_hashes
-from tests.runtimes.cpp import binding
-from tests.runtimes.cpp.binding import CallError, Library
 from tests.runtimes.damage import CASES, Damage, edit
 
 BundleOf = Callable[[str], Bundle]
