@@ -18,7 +18,7 @@ from skrr_export.bundle import Bundle
 from skrr_export.checkpoint import TOKENIZER_FILES, Checkpoint, find_tokenizer, open_checkpoint
 from skrr_export.dtypes import BAKEABLE, FP16, FP32, READABLE, DType, bakeable
 from skrr_export.errors import CheckpointError, InputError
-from skrr_export.manifest import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, FileEntry, Manifest
+from skrr_export.manifest import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, FileEntry, Manifest, OutputEntry
 from skrr_export.pipelines import Preset, find_preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
@@ -186,8 +186,9 @@ def _prepare(location: str | Path, options: ExportOptions) -> _Job:
 
     encoder = recognise(checkpoint)
     plan = options.plan or Plan.identity(encoder.family, encoder.num_layers)
-    selection = select(checkpoint, encoder, plan)
     preset = find_preset(options.pipeline, encoder.family, encoder.max_length)
+    preset = replace(preset, outputs=tuple(output.resolve(encoder.num_layers) for output in preset.outputs))
+    selection = select(checkpoint, encoder, plan, preset.outputs)
     if options.sequence is not None:
         if encoder.max_length is not None and options.sequence > encoder.max_length:
             raise InputError(f"a sequence of {options.sequence} exceeds this encoder's maximum of {encoder.max_length}")
@@ -253,8 +254,10 @@ def _manifest(
         dtype=job.dtype,
         batch=job.options.batch,
         sequence=job.options.sequence,
+        outputs=tuple(OutputEntry(output, job.encoder.features(output.kind)) for output in job.preset.outputs),
         total_parameters=job.selection.total_parameters,
         kept_parameters=job.selection.kept_parameters,
+        unread_parameters=job.selection.unread_parameters,
         rescaling=rescaling,
         tokenizer=None if recipe is None else recipe.entry,
         targets=targets,

@@ -12,6 +12,7 @@ from typing import Any, Self
 from skrr_export import strict_json
 from skrr_export.dtypes import BAKEABLE, DType
 from skrr_export.errors import BundleError, PlanError
+from skrr_export.outputs import Output
 from skrr_export.pipelines import Preset
 from skrr_export.plan import Plan
 
@@ -113,6 +114,34 @@ class VectorsEntry:
         return cls(file=_text(document["file"]), count=_positive(document["count"]), limits=limits)
 
 
+@dataclass(frozen=True, slots=True)
+class OutputEntry:
+    """An output of the graphs."""
+
+    output: Output
+    features: int
+    """Width of one hidden state or pooled vector; of layers side by side, the last axis is several times as wide."""
+
+    @property
+    def shape(self) -> tuple[int | str, ...]:
+        """With `batch` and `sequence` where sizes are free."""
+        return self.output.shape(self.features)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read an entry from a manifest.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is malformed.
+        """
+        output, shape = Output.from_dict(document), document["shape"]
+        joined = len(output.layers) if output.join == "concatenate" else 1
+        entry = cls(output, _positive(shape[-1]) // joined)
+        if document["name"] != output.name or (len(shape), shape[-1]) != (len(entry.shape), entry.shape[-1]):
+            raise ValueError(f"the output {document['name']!r} of the shape {shape} is not {output.name}")
+        return entry
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What a bundle says of itself; runtimes decide from this, never from a file name."""
@@ -131,10 +160,14 @@ class Manifest:
     """Fixed batch size of the graphs; `None` if free."""
     sequence: int | None
     """Fixed sequence length of the graphs; `None` if free."""
+    outputs: tuple[OutputEntry, ...]
+    """What the graphs give: one output per token, or one pooled, or both in this order."""
     total_parameters: int
     """Of the dense encoder, embedding included."""
     kept_parameters: int
     """Of the tensors in the bundle."""
+    unread_parameters: int = 0
+    """Of those that no plan has to skip, because no output of this bundle needs them."""
     rescaling: Mapping[str, Any] | None = None
     """Powers of two that the weights took over so that fp16 cannot overflow, and what they were chosen from."""
     tokenizer: TokenizerEntry | None = None
@@ -152,6 +185,16 @@ class Manifest:
     def sparsity(self) -> float:
         """Parameters that no position uses, as a share of all."""
         return 1 - self.kept_parameters / self.total_parameters
+
+    @property
+    def rows(self) -> OutputEntry | None:
+        """The output with a row a token, if there is one."""
+        return next((entry for entry in self.outputs if not entry.output.pooled), None)
+
+    @property
+    def pooled(self) -> OutputEntry | None:
+        """The output with a row a prompt, if there is one."""
+        return next((entry for entry in self.outputs if entry.output.pooled), None)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -176,14 +219,12 @@ class Manifest:
                 {"name": name, "dtype": "int64", "shape": [self.batch or "batch", self.sequence or "sequence"]}
                 for name in self.inputs
             ],
-            "outputs": [
-                {
-                    "name": "last_hidden_state",
-                    "dtype": self.dtype.name,
-                    "shape": [self.batch or "batch", self.sequence or "sequence", self.hidden_size],
-                }
-            ],
-            "parameters": {"total": self.total_parameters, "kept": self.kept_parameters},
+            "outputs": [self._describe(entry) for entry in self.outputs],
+            "parameters": {
+                "total": self.total_parameters,
+                "kept": self.kept_parameters,
+                "unread": self.unread_parameters,
+            },
             "rescaling": None if self.rescaling is None else dict(self.rescaling),
             "tokenizer": self.tokenizer and self.tokenizer.to_dict(),
             "vectors": self.vectors and self.vectors.to_dict(),
@@ -194,6 +235,11 @@ class Manifest:
             "tools": dict(self.tools),
         }
         return json.dumps(document, indent=1) + "\n"
+
+    def _describe(self, entry: OutputEntry) -> dict[str, Any]:
+        sizes = {"batch": self.batch or "batch", "sequence": self.sequence or "sequence"}
+        shape = [sizes.get(str(dim), dim) for dim in entry.shape]
+        return {"name": entry.output.name, **entry.output.to_dict(), "dtype": self.dtype.name, "shape": shape}
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -209,6 +255,9 @@ class Manifest:
             _check_names(document)
             encoder, plan = document["encoder"], Plan.from_dict(document["plan"])
             batch, sequence = document["inputs"][0]["shape"]
+            outputs = tuple(OutputEntry.from_dict(output) for output in document["outputs"])
+            if [entry.output.pooled for entry in outputs] not in ([False], [True], [False, True]):
+                raise ValueError("outputs must be one per token, or one pooled, or both in this order")
             vectors = document.get("vectors")
             if (encoder["family"], encoder["num_layers"]) != (plan.family, plan.num_layers):
                 raise ValueError("the plan is for another encoder")
@@ -223,8 +272,10 @@ class Manifest:
                 dtype=BAKEABLE[document["dtype"]],
                 batch=None if batch == "batch" else _positive(batch),
                 sequence=None if sequence == "sequence" else _positive(sequence),
+                outputs=outputs,
                 total_parameters=_positive(document["parameters"]["total"]),
                 kept_parameters=_positive(document["parameters"]["kept"]),
+                unread_parameters=_natural(document["parameters"].get("unread", 0)),
                 rescaling=_rescaling(document.get("rescaling")),
                 tokenizer=_tokenizer(document.get("tokenizer")),
                 vectors=None if vectors is None else VectorsEntry.from_dict(vectors),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from skrr_export.bundle import Bundle
@@ -15,6 +15,7 @@ from skrr_export.encoders.t5 import T5Encoder
 from skrr_export.encoders.umt5 import UMT5Encoder
 from skrr_export.errors import BundleError, CheckpointError
 from skrr_export.manifest import CONFIG
+from skrr_export.outputs import Output
 from skrr_export.plan import Plan
 from skrr_export.tensorfile import StoredTensor
 
@@ -24,17 +25,20 @@ __all__ = [
 ]  # fmt: skip
 
 FAMILIES: Mapping[str, type[Encoder]] = {family.family: family for family in (T5Encoder, UMT5Encoder, BertEncoder)}
-"""Known families by the `model_type` of their configuration."""
+"""Known families by name."""
+_BY_MODEL_TYPE = {model_type: family for family in FAMILIES.values() for model_type in family.model_types}
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a plan leaves of a checkpoint."""
+    """What a plan, and what is read of the encoder, leave of a checkpoint."""
 
     tensors: tuple[StoredTensor, ...]
     """Every tensor that some position uses, once, in the order of first use."""
     total_parameters: int
     """Parameters of the whole encoder, embedding included."""
+    unread_parameters: int
+    """Of them, those that the dense encoder would not need either for the outputs that are read."""
 
     @property
     def kept_parameters(self) -> int:
@@ -54,12 +58,12 @@ def recognise(checkpoint: Checkpoint) -> Encoder:
         CheckpointError: its architecture is unknown, or its configuration malformed.
     """
     model_type = checkpoint.config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in _BY_MODEL_TYPE:
         raise CheckpointError(
-            f"{checkpoint.directory}: unknown architecture {model_type!r}; known: {', '.join(sorted(FAMILIES))}"
+            f"{checkpoint.directory}: unknown architecture {model_type!r}; known: {', '.join(sorted(_BY_MODEL_TYPE))}"
         )
     try:
-        return FAMILIES[model_type].from_config(checkpoint.config, checkpoint.tensors.keys())
+        return _BY_MODEL_TYPE[model_type].from_config(checkpoint.config, checkpoint.tensors.keys())
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.directory}: {error}") from error
 
@@ -78,15 +82,24 @@ def bundle_encoder(bundle: Bundle) -> Encoder:
         raise BundleError(f"{bundle.directory / CONFIG} is damaged: {error}") from error
 
 
-def select(checkpoint: Checkpoint, encoder: Encoder, plan: Plan) -> Selection:
-    """Choose the tensors a plan needs, after checking every tensor of the encoder.
+def select(checkpoint: Checkpoint, encoder: Encoder, plan: Plan, outputs: Sequence[Output] | None = None) -> Selection:
+    """Choose the tensors that a plan needs, after checking every tensor of the encoder.
+
+    Args:
+        checkpoint: what to choose from.
+        encoder: its definition.
+        plan: which weights run where.
+        outputs: what is read; `None`: everything that the encoder gives.
 
     Raises:
         CheckpointError: a tensor is missing, has the wrong shape or an unreadable type, or has no place in the encoder.
+        InputError: the encoder has no such output.
         PlanError: the plan does not fit the encoder.
     """
-    kept = parameter_shapes(encoder, plan)
-    dense = parameter_shapes(encoder, Plan.identity(encoder.family, encoder.num_layers))
+    kept = parameter_shapes(encoder, plan, outputs)
+    identity = Plan.identity(encoder.family, encoder.num_layers)
+    dense = parameter_shapes(encoder, identity)
+    read = parameter_shapes(encoder, identity, outputs)
     for name, shape in dense.items():
         _check_tensor(checkpoint, name, shape)
     for name in checkpoint.tensors.keys() - dense.keys():
@@ -96,7 +109,8 @@ def select(checkpoint: Checkpoint, encoder: Encoder, plan: Plan) -> Selection:
                 f"({encoder.num_layers} layers)"
             )
     total = sum(checkpoint.tensors[name].numel for name in dense)
-    return Selection(tuple(checkpoint.tensors[name] for name in kept), total)
+    unread = sum(checkpoint.tensors[name].numel for name in dense.keys() - read.keys())
+    return Selection(tuple(checkpoint.tensors[name] for name in kept), total, unread)
 
 
 def wrong_weights(plan: Plan, checkpoint: Checkpoint) -> str | None:

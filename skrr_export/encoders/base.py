@@ -9,7 +9,7 @@ a step with another layer's prefix, and no table of renamed tensors exists.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -17,14 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skrr_export.errors import CheckpointError, PlanError
-from skrr_export.plan import Kind, Plan
+from skrr_export.errors import CheckpointError, InputError, PlanError
+from skrr_export.outputs import Kind as OutputKind
+from skrr_export.outputs import Output
+from skrr_export.plan import KINDS, Kind, Plan
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "silu": F.silu,
 }
 """Activation functions by the name transformers gives them."""
@@ -43,7 +46,7 @@ class Step:
     name: str
     """Unique in the encoder, for example `layers.3.attention`."""
     part: str
-    """Key into `Encoder.parts`."""
+    """Key into `Encoder.parts`, or of the joins that `parts_of` adds."""
     prefix: str
     """What stands before the part's parameter names in the checkpoint."""
     inputs: tuple[str, ...]
@@ -70,6 +73,9 @@ class Rescaling:
         return next((power for end, power in self.weights.items() if tensor_name.endswith(end)), 0)
 
 
+KEEP = "keep"
+"""The part of a step that calls nothing: it gives an activation, as it is at that point, a second name."""
+
 NO_RESCALING = Rescaling()
 """Every weight stays as it is."""
 
@@ -78,7 +84,11 @@ class Encoder(ABC):
     """An encoder of one family at given dimensions; knows shapes and names, holds no weights."""
 
     family: ClassVar[str]
-    """Name of the family; the `model_type` of its configuration."""
+    """Name of the family."""
+    model_types: ClassVar[tuple[str, ...]]
+    """What `model_type` says in the configurations of its checkpoints."""
+    norms_last: ClassVar[bool]
+    """Whether `hidden_states[num_layers]` is the last hidden state, final norm and all, or what goes into that norm."""
 
     num_layers: int
     hidden_size: int
@@ -107,13 +117,35 @@ class Encoder(ABC):
     def sub_block(self, kind: Kind, source: int, *, masked: bool) -> tuple[str, str, tuple[str, ...]]:
         """Part, prefix and inputs of a sub-block that runs the weights of layer `source` on `hidden`."""
 
+    @property
+    def kinds(self) -> tuple[OutputKind, ...]:
+        """The kinds of output that it has."""
+        return ("last_hidden_state", "hidden_states")
+
     @abstractmethod
-    def epilogue(self) -> list[Step]:
-        """The steps after the last layer, on `hidden`."""
+    def epilogue(self, kind: OutputKind, *, masked: bool) -> list[Step]:
+        """The steps from `hidden` after the last layer to an output of one of `kinds`, which they name like the kind."""
+
+    def features(self, kind: OutputKind) -> int:
+        """Width of a hidden state or pooled vector."""
+        return self.hidden_size
 
     @abstractmethod
     def activations(self, *, masked: bool) -> dict[str, Shape]:
-        """The shapes of what steps hand to each other, by name."""
+        """The shapes of what steps hand to each other, by name, but for outputs."""
+
+    def shapes(self, outputs: Sequence[Output], *, masked: bool) -> dict[str, Shape]:
+        """The shapes of everything that the steps to some outputs write, by name."""
+        hidden = self.shape(Output("last_hidden_state"))
+        return {
+            **self.activations(masked=masked),
+            **{f"hidden_states.{layer}": hidden for output in outputs for layer in output.layers},
+            **{output.name: self.shape(output) for output in (*self.every_output, *outputs)},
+        }
+
+    def shape(self, output: Output) -> Shape:
+        """The shape of an output."""
+        return output.shape(self.features(output.kind))
 
     @abstractmethod
     def owns(self, tensor_name: str) -> bool:
@@ -136,38 +168,125 @@ class Encoder(ABC):
         """What `config.json` has to say for weights that this definition is for, from what it said."""
         return dict(original)
 
-    def steps(self, plan: Plan, *, masked: bool) -> list[Step]:
-        """The encoder under a plan, as the calls that make it up.
+    @property
+    def every_output(self) -> tuple[Output, ...]:
+        """Outputs that together need every tensor."""
+        return tuple(Output(kind) for kind in self.kinds if kind != "hidden_states")
+
+    def depth(self, outputs: Sequence[Output]) -> int:
+        """How many layers have to run for some outputs; what comes after them is read by nobody."""
+        return max(max(output.layers, default=self.num_layers) for output in outputs)
+
+    def steps(self, plan: Plan, outputs: Sequence[Output], *, masked: bool) -> list[Step]:
+        """The encoder under a plan, as the calls that make it up; those that no output needs are left out.
+
+        Each output is written by its name.
 
         Args:
             plan: which weights run where.
+            outputs: what is read, with layers counted from the start.
             masked: whether an `attention_mask` is given.
 
         Raises:
+            InputError: the encoder has no such output.
             PlanError: the plan is for another family or depth.
         """
+        self._check(plan, outputs)
+        read = self.read_on_the_way(outputs)
+        steps = self.prologue(masked=masked)
+        for layer in range(self.depth(outputs) + 1):
+            if layer:
+                steps += self._layer(plan, layer - 1, masked=masked)
+            if layer in read:
+                steps.append(Step(f"hidden_states.{layer}", KEEP, "", ("hidden",), f"hidden_states.{layer}"))
+        return steps + self.closing(outputs, masked=masked)
+
+    def read_on_the_way(self, outputs: Sequence[Output]) -> set[int]:
+        """Layers after which `hidden` is what some output takes as it is."""
+        layers = {layer for output in outputs for layer in output.layers}
+        return layers - {self.num_layers} if self.norms_last else layers
+
+    def closing(self, outputs: Sequence[Output], *, masked: bool) -> list[Step]:
+        """The steps after the last layer that is needed, from `hidden` and the `hidden_states.K` read on the way."""
+        steps: list[Step] = []
+        for kind in dict.fromkeys(self._finished(output) for output in outputs):
+            if kind is not None:
+                steps += [step for step in self.epilogue(kind, masked=masked) if step not in steps]
+        if self.norms_last and any(self.num_layers in output.layers for output in outputs):
+            name = f"hidden_states.{self.num_layers}"
+            steps.append(Step(name, KEEP, "", ("last_hidden_state",), name))
+        for output in outputs:
+            if output.join is not None:
+                inputs = tuple(f"hidden_states.{layer}" for layer in output.layers)
+                steps.append(Step(output.name, output.join, "", inputs, output.name))
+        return steps
+
+    def _layer(self, plan: Plan, layer: int, *, masked: bool) -> list[Step]:
+        steps = []
+        for kind, source in zip(KINDS, plan.sources[layer], strict=True):
+            if source is not None:
+                part, prefix, inputs = self.sub_block(kind, source, masked=masked)
+                steps.append(Step(f"layers.{layer}.{kind}", part, prefix, inputs, "hidden"))
+        return steps
+
+    def _finished(self, output: Output) -> OutputKind | None:
+        """The kind whose epilogue an output needs; a hidden state needs one only where the last is normed."""
+        if output.kind != "hidden_states":
+            return output.kind
+        return "last_hidden_state" if self.norms_last and self.num_layers in output.layers else None
+
+    def _check(self, plan: Plan, outputs: Sequence[Output]) -> None:
         if plan.family != self.family:
             raise PlanError(f"the plan is for a {plan.family} encoder, the checkpoint is {self.family}")
         if plan.num_layers != self.num_layers:
             raise PlanError(f"the plan has {plan.num_layers} layers, the checkpoint {self.num_layers}")
-        layers = []
-        for position in plan.positions():
-            if position.source is not None:
-                part, prefix, inputs = self.sub_block(position.kind, position.source, masked=masked)
-                layers.append(Step(f"layers.{position.layer}.{position.kind}", part, prefix, inputs, "hidden"))
-        return [*self.prologue(masked=masked), *layers, *self.epilogue()]
+        for output in outputs:
+            if output.kind not in self.kinds:
+                raise InputError(f"this {self.family} encoder gives no {output.kind}; it has {', '.join(self.kinds)}")
 
 
-def parameter_shapes(encoder: Encoder, plan: Plan) -> dict[str, tuple[int, ...]]:
+class Concatenate(nn.Module):
+    """Hidden states side by side, `[batch, sequence, features]` each, on the feature axis."""
+
+    def forward(self, *states: Tensor) -> Tensor:
+        return torch.cat(states, dim=-1)
+
+
+class Stack(nn.Module):
+    """Hidden states `[batch, sequence, features]` on an axis of their own, after the batch."""
+
+    def forward(self, *states: Tensor) -> Tensor:
+        return torch.stack(states, dim=1)
+
+
+JOINS: dict[str, nn.Module] = {"concatenate": Concatenate(), "stack": Stack()}
+"""By the name of `Output.join`."""
+
+
+def parts_of(encoder: Encoder) -> dict[str, nn.Module]:
+    """Everything that an encoder's steps call, by name: its own parts, and what joins hidden states."""
+    return {**encoder.parts(), **JOINS}
+
+
+def parameter_shapes(
+    encoder: Encoder, plan: Plan, outputs: Sequence[Output] | None = None
+) -> dict[str, tuple[int, ...]]:
     """The tensors an encoder needs under a plan, each once, in the order in which they are first used.
 
+    Args:
+        encoder: the definition.
+        plan: which weights run where.
+        outputs: what is read; `None`: everything that the encoder gives.
+
     Raises:
+        InputError: the encoder has no such output.
         PlanError: the plan does not fit the encoder.
     """
-    parts = {name: dict(part.named_parameters()) for name, part in encoder.parts().items()}
+    parts = {name: dict(part.named_parameters()) for name, part in parts_of(encoder).items()}
     return {
         step.prefix + name: tuple(parameter.shape)
-        for step in encoder.steps(plan, masked=True)
+        for step in encoder.steps(plan, encoder.every_output if outputs is None else outputs, masked=True)
+        if step.part != KEEP
         for name, parameter in parts[step.part].items()
     }
 

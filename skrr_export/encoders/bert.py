@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skrr_export.encoders.base import (
+    KEEP,
     Encoder,
     Shape,
     Step,
@@ -25,6 +26,7 @@ from skrr_export.encoders.base import (
     split_heads,
 )
 from skrr_export.errors import CheckpointError
+from skrr_export.outputs import Kind as OutputKind
 from skrr_export.plan import Kind
 
 
@@ -33,6 +35,8 @@ class BertEncoder(Encoder):
     """A BERT encoder."""
 
     family: ClassVar[str] = "bert"
+    model_types: ClassVar[tuple[str, ...]] = ("bert",)
+    norms_last: ClassVar[bool] = False
 
     num_layers: int
     hidden_size: int
@@ -85,8 +89,8 @@ class BertEncoder(Encoder):
         inputs = ("hidden", "bias") if masked and kind == "attention" else ("hidden",)
         return kind, f"{self.root}encoder.layer.{source}.", inputs
 
-    def epilogue(self) -> list[Step]:
-        return []
+    def epilogue(self, kind: OutputKind, *, masked: bool) -> list[Step]:
+        return [Step(kind, KEEP, "", ("hidden",), kind)]
 
     def activations(self, *, masked: bool) -> dict[str, Shape]:
         return {"hidden": ("batch", "sequence", self.hidden_size), "bias": ("batch", 1, "sequence", "sequence")}

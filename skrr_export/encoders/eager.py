@@ -8,17 +8,18 @@ and the copy is kept as long as the memory allowed for that lasts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from skrr_export.dtypes import READABLE
-from skrr_export.encoders.base import Encoder, Step
+from skrr_export.encoders.base import KEEP, Encoder, Step, parts_of
+from skrr_export.outputs import LAST, Output
 from skrr_export.plan import KINDS
 from skrr_export.tensorfile import StoredTensor
 
@@ -91,7 +92,15 @@ def _aligned(tensor: StoredTensor) -> bool:
 class EagerEncoder:
     """Calls the sub-blocks of an encoder on activations `[batch, sequence, hidden_size]`."""
 
-    def __init__(self, encoder: Encoder, weights: Weights, device: torch.device, *, masked: bool) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        weights: Weights,
+        device: torch.device,
+        *,
+        masked: bool,
+        outputs: Sequence[Output] = (LAST,),
+    ) -> None:
         """Prepare to run.
 
         Args:
@@ -99,12 +108,14 @@ class EagerEncoder:
             weights: its tensors, on `device`.
             device: where to run.
             masked: whether an `attention_mask` will be given.
+            outputs: what is read.
         """
         self.encoder = encoder
         self.device = device
         self.masked = masked
         self.weights = weights
-        self.parts = encoder.parts()
+        self.outputs = tuple(outputs)
+        self.parts = parts_of(encoder)
         """By name; a hook on one of their modules sees every call."""
         self._names = {name: [key for key, _ in part.named_parameters()] for name, part in self.parts.items()}
 
@@ -134,17 +145,23 @@ class EagerEncoder:
         part, prefix, inputs = self.encoder.sub_block(KINDS[unit % 2], unit // 2, masked=self.masked)
         return self._run(Step("", part, prefix, inputs, "hidden"), activations)
 
-    def finish(self, activations: Activations) -> Tensor:
-        """`last_hidden_state`, from `hidden` after the last layer."""
+    def finish(self, activations: Activations) -> dict[str, Tensor]:
+        """The outputs by name, from what `start` returned, and `hidden` after the last layer that is needed.
+
+        Args:
+            activations: besides, the `hidden_states.K` that `Encoder.read_on_the_way` asks for.
+        """
         activations = dict(activations)
-        for step in self.encoder.epilogue():
+        for step in self.encoder.closing(self.outputs, masked=self.masked):
             activations[step.output] = self._run(step, activations)
-        return activations["hidden"]
+        return {output.name: activations[output.name] for output in self.outputs}
 
     def _run(self, step: Step, activations: Activations) -> Tensor:
-        part: nn.Module = self.parts[step.part]
+        inputs = tuple(activations[name] for name in step.inputs)
+        if step.part == KEEP:
+            return inputs[0]
         weights = {name: self.weights[step.prefix + name] for name in self._names[step.part]}
-        output: Tensor = functional_call(part, weights, tuple(activations[name] for name in step.inputs))
+        output: Tensor = functional_call(self.parts[step.part], weights, inputs)
         return output
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from skrr_export.encoders.base import Encoder
+from skrr_export.encoders.base import KEEP, Encoder, parameter_shapes, parts_of
+from skrr_export.outputs import Output
 from skrr_export.plan import Plan
 
 
@@ -18,29 +18,25 @@ class FunctionalEncoder(nn.Module):
     Skipped sub-blocks are gone; a re-used one is called several times on the same weights.
     """
 
-    def __init__(self, encoder: Encoder, plan: Plan, *, masked: bool) -> None:
+    def __init__(self, encoder: Encoder, plan: Plan, outputs: Sequence[Output], *, masked: bool) -> None:
         """Lay out the calls.
 
         Args:
             encoder: the definition.
             plan: which weights run where.
+            outputs: what `forward` returns.
             masked: whether `forward` takes an `attention_mask`.
 
         Raises:
+            InputError: the encoder has no such output.
             PlanError: the plan does not fit the encoder.
         """
         super().__init__()
-        self._steps = encoder.steps(plan, masked=masked)
-        self._parts = encoder.parts()  # in a dict, where torch does not look: their parameters stand for others
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
+        self._steps = encoder.steps(plan, outputs, masked=masked)
+        self._parts = parts_of(encoder)  # in a dict, where torch does not look: their parameters stand for others
+        self._outputs = tuple(outputs)
+        self.shapes = parameter_shapes(encoder, plan, outputs)
         """The shape of each weight, by its checkpoint name, in the order of first use."""
-        return {
-            step.prefix + name: parameter.shape
-            for step in self._steps
-            for name, parameter in self._parts[step.part].named_parameters()
-        }
 
     def forward(
         self, weights: Mapping[str, Tensor], input_ids: Tensor, attention_mask: Tensor | None = None
@@ -53,16 +49,20 @@ class FunctionalEncoder(nn.Module):
             attention_mask: int64 `[batch, sequence]`, where the encoder takes one.
 
         Returns:
-            `last_hidden_state` `[batch, sequence, hidden_size]`.
+            The outputs, by name.
         """
         values = {"input_ids": input_ids}
         if attention_mask is not None:
             values["attention_mask"] = attention_mask
         for step in self._steps:
+            inputs = tuple(values[name] for name in step.inputs)
+            if step.part == KEEP:
+                [values[step.output]] = inputs
+                continue
             part = self._parts[step.part]
             given = {name: weights[step.prefix + name] for name, _ in part.named_parameters()}
-            values[step.output] = functional_call(part, given, tuple(values[name] for name in step.inputs))
-        return {"last_hidden_state": values["hidden"]}
+            values[step.output] = functional_call(part, given, inputs)
+        return {output.name: values[output.name] for output in self._outputs}
 
 
 class LoadedEncoder(nn.Module):

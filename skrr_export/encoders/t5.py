@@ -24,6 +24,7 @@ from skrr_export.encoders.base import (
     split_heads,
 )
 from skrr_export.errors import CheckpointError
+from skrr_export.outputs import Kind as OutputKind
 from skrr_export.plan import Kind
 
 DEFAULT_EPSILON = 1e-6
@@ -35,6 +36,8 @@ class T5Encoder(Encoder):
     """A T5 encoder; `num_heads * head_size` need not be `hidden_size`."""
 
     family: ClassVar[str] = "t5"
+    model_types: ClassVar[tuple[str, ...]] = ("t5",)
+    norms_last: ClassVar[bool] = True
 
     num_layers: int
     hidden_size: int
@@ -109,8 +112,8 @@ class T5Encoder(Encoder):
             return kind, f"encoder.block.{source}.layer.0.", ("hidden", "bias")
         return kind, f"encoder.block.{source}.layer.1.", ("hidden",)
 
-    def epilogue(self) -> list[Step]:
-        return [Step("final_norm", "final_norm", "encoder.final_layer_norm.", ("hidden",), "hidden")]
+    def epilogue(self, kind: OutputKind, *, masked: bool) -> list[Step]:
+        return [Step("final_norm", "final_norm", "encoder.final_layer_norm.", ("hidden",), kind)]
 
     def activations(self, *, masked: bool) -> dict[str, Shape]:
         return {

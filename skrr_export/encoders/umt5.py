@@ -18,6 +18,7 @@ class UMT5Encoder(t5.T5Encoder):
     """A UMT5 encoder. Its attentions bring their own position bias along, wherever a plan runs them."""
 
     family: ClassVar[str] = "umt5"
+    model_types: ClassVar[tuple[str, ...]] = ("umt5",)
 
     def parts(self) -> dict[str, nn.Module]:
         parts = super().parts()

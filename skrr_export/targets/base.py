@@ -38,6 +38,7 @@ class Source:
     """The weights file, whole; of a bundle in the making it has another name than in the bundle."""
     dtype: DType
     preset: Preset
+    """Its outputs' layers are counted from the start."""
     batch: int | None
     """Fixed batch size; `None`: free."""
     sequence: int | None
@@ -78,7 +79,7 @@ class Session(ABC):
                 no mask the graph has none, and only `None` is accepted; elsewhere `None` means all ones.
 
         Returns:
-            `last_hidden_state` `[batch, sequence, hidden_size]`, in `computes_in`; a bf16 result as fp32.
+            The manifest's outputs by name, in `computes_in`; a bf16 result as fp32.
 
         Raises:
             InputError: the inputs do not fit the encoder.

@@ -74,6 +74,7 @@ def _graph(source: Source) -> bytes:
     return graph.build(
         source.encoder,
         source.plan,
+        source.preset.outputs,
         source.layout,
         source.dtype,
         masked=source.preset.masked,

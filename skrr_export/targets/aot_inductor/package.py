@@ -70,7 +70,7 @@ def build(source: Source, progress: Progress = silent) -> Built:
 
 
 def _compile(source: Source, device: torch.device) -> bytes:
-    encoder = FunctionalEncoder(source.encoder, source.plan, masked=source.preset.masked)
+    encoder = FunctionalEncoder(source.encoder, source.plan, source.preset.outputs, masked=source.preset.masked)
     tensors = {tensor.name: replace(tensor, file=source.weights) for tensor in source.layout.tensors}
     weights = Weights(tensors, device, source.dtype.torch, budget_bytes=0)
     module = LoadedEncoder(encoder, {name: weights[name] for name in encoder.shapes})

@@ -13,6 +13,8 @@ import onnx_ir.passes.common
 
 from skrr_export.dtypes import DType
 from skrr_export.encoders import Encoder, Shape, Step
+from skrr_export.encoders.base import KEEP, parts_of
+from skrr_export.outputs import Output
 from skrr_export.plan import Plan
 from skrr_export.targets.onnx.trace import DOMAIN, OPSET, Part, trace
 from skrr_export.tensorfile import Layout
@@ -26,6 +28,7 @@ IR_VERSION = 11
 def build(
     encoder: Encoder,
     plan: Plan,
+    outputs: Sequence[Output],
     layout: Layout,
     dtype: DType,
     *,
@@ -37,6 +40,7 @@ def build(
     Args:
         encoder: the family and its dimensions.
         plan: which weights run where.
+        outputs: what the graph gives.
         layout: where the weights lie; the file's name is taken to be beside the graph.
         dtype: element type of weights and activations.
         masked: whether the graph has an `attention_mask` input.
@@ -46,32 +50,40 @@ def build(
         The serialized `onnx.ModelProto`.
     """
     inputs = ("input_ids", "attention_mask") if masked else ("input_ids",)
-    shapes = {name: _fix(shape, sizes) for name, shape in encoder.activations(masked=masked).items()}
+    steps = encoder.steps(plan, outputs, masked=masked)
+    shapes = {name: _fix(shape, sizes) for name, shape in encoder.shapes(outputs, masked=masked).items()}
     shapes |= dict.fromkeys(inputs, sizes)
-    steps = encoder.steps(plan, masked=masked)
-    modules = encoder.parts()
-    parts = {step.part: Part(modules[step.part], {name: shapes[name] for name in step.inputs}) for step in steps}
-    functions = trace(encoder.family, parts, dtype.torch)
+    modules = parts_of(encoder)
+    calls = [step for step in steps if step.part != KEEP]
+    parts = {step.part: Part(modules[step.part], {name: shapes[name] for name in step.inputs}) for step in calls}
+    name = encoder.family.replace(".", "_")
+    functions = trace(name, parts, dtype.torch)
     element = ir.DataType[str(dtype.onnx_name)]
     initializers = _initializers(layout, element)
     values = {name: _value(name, shapes[name], ir.DataType.INT64) for name in inputs}
     graph_inputs = list(values.values())
     nodes = []
     for step in steps:
-        weights = [initializers[step.prefix + name] for name in parts[step.part].parameter_names]
-        nodes.append(_call(functions[step.part], step, [*(values[name] for name in step.inputs), *weights]))
+        arguments = [values[name] for name in step.inputs]
+        if step.part == KEEP:
+            nodes.append(ir.Node("", "Identity", arguments, name=step.name))
+        else:
+            arguments += [initializers[step.prefix + name] for name in parts[step.part].parameter_names]
+            nodes.append(ir.Node(DOMAIN, functions[step.part].name, arguments, name=step.name))
         values[step.output] = nodes[-1].outputs[0]
+        values[step.output].name = step.name
         values[step.output].shape = ir.Shape(shapes[step.output])
         values[step.output].type = ir.TensorType(element)
-    values["hidden"].name = "last_hidden_state"
+    for output in outputs:
+        values[output.name].name = output.name
     used = {value for node in nodes for value in node.inputs}
     graph = ir.Graph(
         graph_inputs,
-        [values["hidden"]],
+        [values[output.name] for output in outputs],
         nodes=nodes,
         initializers=[value for value in initializers.values() if value in used],
         opset_imports={"": OPSET, DOMAIN: 1},
-        name=f"{encoder.family}_encoder",
+        name=f"{name}_encoder",
     )
     model = ir.Model(
         graph,
@@ -92,12 +104,6 @@ def inline(graph: bytes) -> bytes:
 def _serialized(model: ir.Model) -> bytes:
     content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return content
-
-
-def _call(function: ir.Function, step: Step, arguments: Sequence[ir.Value]) -> ir.Node:
-    node = ir.Node(DOMAIN, function.name, arguments, name=step.name)
-    node.outputs[0].name = step.name
-    return node
 
 
 def _initializers(layout: Layout, element: ir.DataType) -> dict[str, ir.Value]:

@@ -32,7 +32,7 @@ _EXAMPLE = (2, 7)  # any batch and sequence but 0 and 1, which torch.export woul
 
 def build(source: Source) -> Built:
     """Make the program file."""
-    encoder = FunctionalEncoder(source.encoder, source.plan, masked=source.preset.masked)
+    encoder = FunctionalEncoder(source.encoder, source.plan, source.preset.outputs, masked=source.preset.masked)
     # Fake tensors, not the meta device: a program remembers the device that it was traced on. As an input, not as
     # state: torch 2.13 saves fake state in a way that it cannot always read.
     with FakeTensorMode():
