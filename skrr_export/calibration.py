@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skrr_export.errors import InputError
-from skrr_export.pipelines import Preset
+from skrr_export.pipelines import Preset, read_rows
 from skrr_export.tokenization import Tokenizer, Tokens
 
 CHUNKS = 16
@@ -68,7 +68,8 @@ def calibrate(tokenizer: Tokenizer, prompts: Sequence[str]) -> Calibration:
     """Tokenise prompts and arrange them in chunks.
 
     Where the encoder does not see padding and nobody reads it, prompts of like length share a chunk and its padding is
-    cut to the longest of them, which changes no row that counts.
+    cut to the longest of them, which changes no row that counts. The null prompt is what the pipeline encodes where it
+    is given no negative one.
 
     Raises:
         InputError: there is no prompt; or the null prompt has no row that counts.
@@ -76,14 +77,15 @@ def calibrate(tokenizer: Tokenizer, prompts: Sequence[str]) -> Calibration:
     preset = tokenizer.preset
     tokens = tokenizer(prompts)
     trimmed = preset.masked and not preset.reads_padding
-    lengths = _lengths(tokens) if trimmed else np.full(len(prompts), tokens.input_ids.shape[1])
+    lengths = _lengths(tokens, preset) if trimmed else np.full(len(prompts), tokens.input_ids.shape[1])
     order = [int(row) for row in np.argsort(lengths, kind="stable")]
     groups = _groups(order, lengths)
     # From the middle outwards: the first chunk, on which every candidate is measured, holds prompts of usual length.
     groups = [groups[i] for i in sorted(range(len(groups)), key=lambda i: abs(2 * i + 1 - len(groups)))]
     chunks = tuple(_chunk(tokens, group, int(lengths[group].max()), preset) for group in groups)
-    null = tokenizer([""])
-    null_chunk = _chunk(null, [0], int(_lengths(null)[0]) if trimmed else null.input_ids.shape[1], preset)
+    null = tokenizer([preset.unconditional_text], negative=True)
+    null_length = int(_lengths(null, preset)[0]) if trimmed else null.input_ids.shape[1]
+    null_chunk = _chunk(null, [0], null_length, preset.negative)
     if not null_chunk.rows:
         raise InputError("the tokenizer gives the empty prompt no token, not even an end: it is not this encoder's")
     return Calibration(
@@ -95,11 +97,11 @@ def calibrate(tokenizer: Tokenizer, prompts: Sequence[str]) -> Calibration:
     )
 
 
-def _lengths(tokens: Tokens) -> npt.NDArray[np.int64]:
-    """Columns of each row up to its last token; at least one."""
+def _lengths(tokens: Tokens, preset: Preset) -> npt.NDArray[np.int64]:
+    """Columns of each row up to the last that is read; at least one."""
     columns = np.arange(1, tokens.attention_mask.shape[1] + 1)
     lengths: npt.NDArray[np.int64] = (tokens.attention_mask * columns).max(axis=1, initial=1)
-    return lengths
+    return np.minimum(lengths + preset.extra_rows, len(columns))
 
 
 def _groups(order: Sequence[int], lengths: npt.NDArray[np.int64]) -> list[list[int]]:
@@ -118,8 +120,7 @@ def _groups(order: Sequence[int], lengths: npt.NDArray[np.int64]) -> list[list[i
 def _chunk(tokens: Tokens, rows: Sequence[int], length: int, preset: Preset) -> Chunk:
     ids = np.ascontiguousarray(tokens.input_ids[rows, :length])
     mask = np.ascontiguousarray(tokens.attention_mask[rows, :length])
-    counted = np.ones(mask.shape, bool) if preset.reads_padding else mask != 0
-    return Chunk(ids, mask if preset.masked else None, counted)
+    return Chunk(ids, mask if preset.masked else None, read_rows(preset, mask))
 
 
 def _sha256(chunks: Sequence[Chunk]) -> str:

@@ -26,6 +26,9 @@ from skrr_export.targets.onnx.session import OnnxSession
 from tests import reference
 from tests.reference import Sources
 
+T5_PRESETS = {key: preset for key, preset in PRESETS.items() if preset.families in (None, ("t5",))}
+"""Presets that a T5's manifest can have."""
+
 UNMASKED = Preset(name="unmasked", max_length=512, padding="longest", masked=False, reads_padding=True)
 """A pipeline without a mask for any family; the built-in ones are T5's."""
 

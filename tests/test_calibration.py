@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_no_row_that_counts_changes_by_trimming(preset: Preset, family: str, t5:
             activations = encoder.start(chunk.input_ids, chunk.attention_mask)
             for unit in range(4):
                 activations["hidden"] = encoder.sub_block(unit, activations)
-            hidden = encoder.finish(activations).numpy()
+            hidden = encoder.finish(activations)["last_hidden_state"].numpy()
         truth = whole[same, :length]
         assert relative_error(hidden[chunk.counted], truth[chunk.counted]) < TOLERANCE
 
@@ -212,6 +213,47 @@ def test_prompts_of_usual_length_come_first(t5: Path) -> None:
 def test_published_limits_make_chunks_that_fill_a_processor() -> None:
     """Neither depends on the machine: every machine has to add the same sums."""
     assert (calibration.CHUNKS, calibration.CHUNK_TOKENS, calibration.LOGITS) == (16, (512, 8192), 1 << 21)
+
+
+CROPPED = replace(MASKED, crop=(1, 3), unconditional_text="ugly words")
+
+
+@pytest.mark.parametrize(
+    ("changes", "counted"),
+    [
+        ({}, [1, 0, 0, 1, 1]),
+        ({"padding_rows": "packed", "max_rows": 2}, [1, 0, 0, 1, 0]),
+        ({"crop": (0, 0), "padding": "max_length", "extra_rows": 1}, [1, 1, 1, 1, 1, 1]),
+        ({"masked": False, "padding": "max_length", "reads_padding": True, "max_length": 8}, [1, 0, 0, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_only_rows_that_the_pipeline_hands_on_count(changes: dict[str, Any], counted: list[int], t5: Path) -> None:
+    found = calibration_of(t5, replace(CROPPED, **changes), ["four"])
+    (chunk,) = found.chunks
+    assert chunk.counted.tolist() == [[row == 1 for row in counted]]
+    assert chunk.input_ids.shape == (1, len(counted))
+    assert found.tokens == sum(counted)
+
+
+def test_rows_of_padding_that_count_are_not_trimmed(t5: Path) -> None:
+    """One after each prompt's last token, unless it is as long as the pipeline takes."""
+    preset = replace(MASKED, padding="max_length", max_length=9, extra_rows=1)
+    found = calibration_of(t5, preset, [length * "a" for length in (1, 4, 30)], (1, 1))
+    assert sorted(chunk.input_ids.shape[1] for chunk in found.chunks) == [3, 6, 9]
+    assert all(chunk.counted.all() for chunk in found.chunks)
+    assert found.null.input_ids.tolist() == [[END, PAD]]
+    assert found.null.counted.all()
+
+
+def test_the_null_prompt_is_the_pipelines_own(t5: Path) -> None:
+    text = "ugly words"
+    framed = replace(CROPPED, prefix="look: ", suffix="!")
+    templated = calibration_of(t5, framed, PROMPTS).null
+    assert templated.input_ids.shape == (1, len(f"look: {text}!") + 1)
+    assert templated.rows == templated.size - 2
+    bare = calibration_of(t5, replace(framed, unconditional="bare"), PROMPTS).null
+    assert bare.input_ids.shape == (1, len(text) + 1)
+    assert bare.counted.all()
 
 
 def sha256(checkpoint: Path, preset: Preset, prompts: Sequence[str] = PROMPTS) -> str:
