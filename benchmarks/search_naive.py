@@ -54,7 +54,7 @@ class NaiveLoop:
             if unit is not None:
                 activations["hidden"] = self.encoder.sub_block(unit, activations)
                 self.evaluated += chunk.size
-        return self.encoder.finish(activations)[torch.from_numpy(chunk.counted)].float()
+        return self.encoder.finish(activations)["last_hidden_state"][torch.from_numpy(chunk.counted)].float()
 
 
 def skip_order(

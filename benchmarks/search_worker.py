@@ -110,7 +110,7 @@ def opened(
     """The encoder and the chunks of prompts, as the package's search makes them on a CPU."""
     files = open_checkpoint(checkpoint)
     encoder = recognise(files)
-    preset = find_preset(pipeline, encoder.family, encoder.max_length)
+    preset = find_preset(pipeline, encoder)
     calibration = calibrate(Tokenizer(tokenizer, files.directory, preset), prompts)
     device = torch.device("cpu")
     weights = Weights(files.tensors, device, dtype, budget_bytes=int(_FORWARD_WEIGHTS))

@@ -2,7 +2,8 @@
 
 The norms of a pre-norm encoder do not care how large the residual stream is. So everything that writes to the stream
 can be scaled by 2**-k, and the norms' epsilon by 2**-2k; a second power of two moves between the matrices around the
-gated product. Both are exact: no operation is added, and in fp32 the result is the same to the last bits.
+gated product. Both are exact: no operation is added, and in fp32 the result is the same to the last bits. Where an
+output is the stream itself, as `hidden_states[-2]` is, nothing can be moved.
 
 There is one exponent for the whole stream. One for each layer would fit tighter, but a re-used sub-block runs at
 several places with one copy of its weights, and could not follow.
@@ -25,11 +26,12 @@ from skrr_export.encoders import Encoder
 from skrr_export.encoders.base import NO_RESCALING, Rescaling
 from skrr_export.encoders.eager import EagerEncoder, Weights
 from skrr_export.errors import CheckpointError
+from skrr_export.outputs import Output
 from skrr_export.pipelines import Preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
 from skrr_export.prompts import calibration_prompts, spread
-from skrr_export.search.space import arrangement_of, executed
+from skrr_export.search.space import arrangement_of
 from skrr_export.tensorfile import StoredTensor
 from skrr_export.tokenization import Tokenizer
 
@@ -46,8 +48,8 @@ class Maxima:
     """How large an encoder's activations get under a plan."""
 
     values: Mapping[str, float]
-    """By name, the largest absolute value: `hidden`, and what goes into (`.in`) and comes out of (`.out`) each linear
-    map of each part, for example `feed_forward.DenseReluDense.wo.in`."""
+    """By name, the largest absolute value: `hidden`, each output, and what goes into (`.in`) and comes out of (`.out`)
+    each linear map of each part, for example `feed_forward.DenseReluDense.wo.in`."""
     tokens: int
     """On how many it was measured."""
 
@@ -72,6 +74,7 @@ def measure_maxima(
     tensors: Mapping[str, StoredTensor],
     plan: Plan,
     chunks: Sequence[Chunk],
+    outputs: Sequence[Output],
     *,
     masked: bool,
     progress: Progress = silent,
@@ -86,6 +89,7 @@ def measure_maxima(
         tensors: its weights.
         plan: which of them run where.
         chunks: tokenised prompts.
+        outputs: what is read, with layers counted from the start; what it does not need is not run.
         masked: whether the encoder is given their masks.
         progress: told how many steps of how many are done.
 
@@ -94,21 +98,29 @@ def measure_maxima(
     """
     dtype = torch.bfloat16 if {tensor.code for tensor in tensors.values()} == {"BF16"} else torch.float32
     device = torch.device("cpu")
-    eager = EagerEncoder(encoder, Weights(tensors, device, dtype, budget_bytes=0), device, masked=masked)
+    weights = Weights(tensors, device, dtype, budget_bytes=0)
+    eager = EagerEncoder(encoder, weights, device, masked=masked, outputs=outputs)
     maxima = _Maxima()
     for name, part in eager.parts.items():
         for path, module in part.named_modules():
             if isinstance(module, nn.Linear):
-                module.register_forward_hook(maxima.hook(f"{name}.{path}"))
-    units = executed(arrangement_of(plan))
+                module.register_forward_hook(maxima.hook(f"{name}.{path}" if path else name))
+    positions = arrangement_of(plan)[: 2 * encoder.depth(outputs)]
+    read = encoder.read_on_the_way(outputs)
     with torch.inference_mode():
         states = [eager.start(chunk.input_ids, chunk.attention_mask) for chunk in chunks]
-        for done in range(len(units) + 1):
-            progress("measuring activations", done, len(units) + 1)
+        for done in range(len(positions) + 1):
+            progress("measuring activations", done, len(positions) + 1)
+            unit = positions[done - 1] if done else None
             for state in states:
-                if done:
-                    state["hidden"] = eager.sub_block(units[done - 1], state)
+                if unit is not None:
+                    state["hidden"] = eager.sub_block(unit, state)
                 maxima.add("hidden", state["hidden"])
+                if done % 2 == 0 and done // 2 in read:
+                    state[f"hidden_states.{done // 2}"] = state["hidden"]
+        for state in states:
+            for name, output in eager.finish(state).items():
+                maxima.add(name, output)
     return Maxima(values=maxima.values, tokens=sum(chunk.size for chunk in chunks))
 
 
@@ -200,8 +212,12 @@ def rescale(
         InputError: the tokenizer cannot be loaded.
     """
     chunks = _chunks(checkpoint, encoder, preset, prompts)
-    maxima = measure_maxima(encoder, checkpoint.tensors, plan, chunks, masked=preset.masked, progress=progress)
-    return Rescaled(rescaling=encoder.rescaling(maxima.values, LARGEST / HEADROOM), before=maxima)
+    maxima = measure_maxima(
+        encoder, checkpoint.tensors, plan, chunks, preset.outputs, masked=preset.masked, progress=progress
+    )
+    exposed = encoder.read_on_the_way(preset.outputs)
+    rescaling = NO_RESCALING if exposed else encoder.rescaling(maxima.values, LARGEST / HEADROOM)
+    return Rescaled(rescaling=rescaling, before=maxima)
 
 
 def _chunks(checkpoint: Checkpoint, encoder: Encoder, preset: Preset, prompts: Sequence[str] | None) -> list[Chunk]:

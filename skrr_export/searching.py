@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from skrr_export.checkpoint import Checkpoint, find_tokenizer, fingerprint, open_checkpoint
-from skrr_export.errors import InputError, OutputError
+from skrr_export.errors import InputError, OutputError, PlanError
+from skrr_export.outputs import LAST, Output
 from skrr_export.pipelines import Preset, find_preset
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, silent
 from skrr_export.prompts import calibration_prompts, spread
 from skrr_export.published import SOURCE, PublishedOrder, check_xxl, prefix_for
+from skrr_export.search.goal import reaches
 
 if TYPE_CHECKING:
     from skrr_export.calibration import Calibration
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from skrr_export.search.journal import Journal
     from skrr_export.search.methods import Found, Reuse, Search
     from skrr_export.search.projection import Projection
-    from skrr_export.search.space import Granularity
+    from skrr_export.search.space import Granularity, Space
     from skrr_export.search.workers import Workers
 
 METHODS = ("skrr+", "skrr", "finercut", "shortgpt", "laco", "uniform", "random")
@@ -52,7 +54,7 @@ class SearchOptions:
     method: str = "skrr+"
     """One of `METHODS`."""
     pipeline: str = "plain"
-    """Name of a preset of `skrr_export.pipelines`."""
+    """Name of a preset of `skrr_export.pipelines`; it says what is read of the encoder, and so what D is taken on."""
     denoiser: str | Path | None = None
     """Where the denoiser's text projection lies; `None`: the discrepancy is taken on the embedding itself."""
     prompts: Sequence[str] | None = None
@@ -200,7 +202,8 @@ def reuse_published(
         from skrr_export.search.methods import refine_order
 
         search = _search(job, kept, progress)
-        found = refine_order(search, [(unit,) for unit in order.units], order.name, whole_curve=False)
+        units = [(unit,) for unit in order.units if unit in search.space.dense]
+        found = refine_order(search, units, order.name, whole_curve=False)
         return _plans(job, search, found, method="published", source=f"{SOURCE}: {order.denoiser}")
 
 
@@ -212,13 +215,18 @@ class _Job:
     encoder: Encoder
     tokenizer: Path
     preset: Preset
+    space: Space
     options: SearchOptions
     workers: Workers
     calibration: Calibration
     projection: Projection | None
     dtype: str
-    total_parameters: int
     fingerprint: str
+
+    @property
+    def null(self) -> bool:
+        """Whether the null prompt counts: the pipeline may have zeros in its place, which no plan changes."""
+        return self.preset.unconditional != "zeros"
 
 
 @contextmanager
@@ -231,16 +239,22 @@ def _prepared(
         raise InputError(f"no tokenizer in {tokenizer or checkpoint.directory}; name its directory with --tokenizer")
 
     from skrr_export.calibration import calibrate
-    from skrr_export.encoders import recognise, select
+    from skrr_export.encoders import recognise
     from skrr_export.search.projection import open_projection
     from skrr_export.search.workers import join_workers
     from skrr_export.tokenization import Tokenizer
 
     encoder = recognise(checkpoint)
     check(encoder)
-    selection = select(checkpoint, encoder, Plan.identity(encoder.family, encoder.num_layers))
-    preset = find_preset(options.pipeline, encoder.family, encoder.max_length)
-    projection = None if options.denoiser is None else open_projection(options.denoiser, encoder.hidden_size)
+    preset = find_preset(options.pipeline, encoder, options.subfolder)
+    space = _space(checkpoint, encoder, preset)
+    for wanted in options.sparsities:
+        if reaches(gone := space.sparsity(space.dense), wanted):
+            raise PlanError(f"sparsity {wanted:.1%} needs no plan: pipeline '{preset.name}' does without {gone:.1%}")
+    projection = None
+    if options.denoiser is not None:
+        *_, width = encoder.shape(_judged(preset))
+        projection = open_projection(options.denoiser, int(width), preset.projection)
     prompts = spread(options.prompts if options.prompts is not None else calibration_prompts(), options.max_prompts)
     calibration = calibrate(Tokenizer(tokenizer, checkpoint.directory, preset), prompts)
     workers = join_workers(options.device)
@@ -252,16 +266,32 @@ def _prepared(
             encoder=encoder,
             tokenizer=tokenizer,
             preset=preset,
+            space=space,
             options=options,
             workers=workers,
             calibration=calibration,
             projection=projection,
             dtype=dtype,
-            total_parameters=selection.total_parameters,
             fingerprint=fingerprint(checkpoint),
         )
     finally:
         workers.leave()
+
+
+def _judged(preset: Preset) -> Output:
+    """The output that D is taken on: the one per token if there is one, else the pooled one."""
+    return preset.outputs[0]
+
+
+def _space(checkpoint: Checkpoint, encoder: Encoder, preset: Preset) -> Space:
+    """What can be dropped: what the judged output depends on. To drop anything else would seem to cost nothing."""
+    from skrr_export.encoders import select
+    from skrr_export.encoders.eager import unit_parameters
+    from skrr_export.search.space import Space
+
+    dense = select(checkpoint, encoder, Plan.identity(encoder.family, encoder.num_layers), preset.outputs)
+    units = unit_parameters(encoder)[: 2 * encoder.depth([_judged(preset)])]
+    return Space(encoder.family, encoder.num_layers, units, dense.total_parameters, dense.unread_parameters)
 
 
 def _check_new(directory: Path) -> None:
@@ -284,6 +314,9 @@ def _subject(job: _Job) -> dict[str, Any]:
     return {
         "checkpoint": job.fingerprint,
         "prompts": job.calibration.sha256,
+        "null prompt": job.null,
+        "attention mask": job.preset.masked,
+        "outputs": [output.to_dict() for output in job.preset.outputs],
         "denoiser": job.projection and job.projection.sha256,
         "method": job.options.method,
         "sparsity": list(job.options.sparsities),
@@ -299,29 +332,27 @@ def _subject(job: _Job) -> dict[str, Any]:
 def _search(job: _Job, journal: Journal, progress: Progress) -> Search:
     import torch
 
-    from skrr_export.encoders.eager import EagerEncoder, Weights, unit_parameters
+    from skrr_export.encoders.eager import EagerEncoder, Weights
     from skrr_export.search.activations import ActivationEngine
     from skrr_export.search.discrepancy import Discrepancy
     from skrr_export.search.methods import Search
-    from skrr_export.search.space import Space
 
-    device, encoder = job.workers.device, job.encoder
+    device, space = job.workers.device, job.space
     free = _free_bytes(device)
     cache_gb = job.options.cache_gb
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[job.dtype]
     weights_share, cache_share = _SHARES[device.type]
     weights = Weights(job.checkpoint.tensors, device, dtype, budget_bytes=int(free * weights_share))
     engine = ActivationEngine(
-        EagerEncoder(encoder, weights, device, masked=job.preset.masked),
+        EagerEncoder(job.encoder, weights, device, masked=job.preset.masked, outputs=[_judged(job.preset)]),
         (job.calibration.null, *job.calibration.chunks),
         int(free * cache_share if cache_gb is None else min(cache_gb * 1e9, 1e18)),
     )
-    space = Space(encoder.family, encoder.num_layers, unit_parameters(encoder), job.total_parameters)
     projection = None if job.projection is None else job.projection.to(device)
     return Search(
         space=space,
         items=space.items(job.options.grain),
-        discrepancy=Discrepancy(engine, job.workers, space.dense, projection=projection),
+        discrepancy=Discrepancy(engine, job.workers, space.dense, projection=projection, null=job.null),
         plain=Discrepancy(engine, job.workers, space.dense, null=False),
         wanted=job.options.sparsities,
         beam=job.options.beam,
@@ -380,13 +411,20 @@ def _plans(job: _Job, search: Search, found: Sequence[Found], **special: str) ->
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         **special,
     }
-    space = "embedding" if job.projection is None else job.projection.describe()
+    space = _name(_judged(job.preset)) if job.projection is None else job.projection.describe()
     plans = []
     for each, wanted, terms in zip(found, job.options.sparsities, terms_of(search, found), strict=True):
         own = provenance(search, each, wanted, terms, scale)
         own["discrepancy"]["space"] = space
         plans.append(search.space.plan(each.arrangement, {**common, **own}))
     return plans
+
+
+def _name(output: Output) -> str:
+    """Where D is taken without a projection."""
+    if output == LAST:
+        return "embedding"
+    return output.name if output.join is None else f"{output.name} {', '.join(map(str, output.layers))}"
 
 
 def _merged(job: _Job, plan: Plan, found: Found, directory: Path, progress: Progress) -> Plan:

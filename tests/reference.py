@@ -22,27 +22,32 @@ def encode(
     sources: Sources | None,
     input_ids: np.ndarray,
     attention_mask: np.ndarray | None = None,
+    output: str = "last_hidden_state",
     *,
     rounded_to: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """`last_hidden_state` of a T5, UMT5 or BERT checkpoint.
+    """An output of a T5, UMT5 or BERT checkpoint.
 
     Args:
         checkpoint: its directory.
         sources: the plan; `None`: the model as it is, run by nothing but transformers.
         input_ids: `[batch, sequence]`.
         attention_mask: `[batch, sequence]`, or none.
+        output: `last_hidden_state` or `hidden_states.K`.
         rounded_to: precision that the weights are rounded to; the computing is always in fp32.
     """
     model, original = _load(checkpoint)
     weights = {name: value.to(rounded_to).float() for name, value in original.items()}
     run = {"t5": _run_t5, "umt5": _run_umt5, "bert": _run_bert}[model.config.model_type]
     ids, mask = torch.from_numpy(input_ids), None if attention_mask is None else torch.from_numpy(attention_mask)
+    _, _, layer = output.partition(".")
     with torch.inference_mode():
         model.load_state_dict(weights)
         if sources is None:
-            return model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
-        return run(model, weights, sources, ids, mask).numpy()
+            states = _hidden_states(model, ids, mask)
+        else:
+            states = run(model, weights, sources, ids, mask)
+        return states[int(layer) if layer else -1].numpy()
 
 
 @cache
@@ -56,9 +61,14 @@ def _load(checkpoint: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     return model.eval(), {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def _hidden_states(model: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> Sequence[torch.Tensor]:
+    """Of a T5 or BERT, whose last is the last hidden state."""
+    return model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+
+
 def _run_umt5(
     model: Any, weights: dict[str, torch.Tensor], sources: Sources, ids: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
+) -> Sequence[torch.Tensor]:
     """As T5, but the position bias goes along with its attention."""
     return _run_t5(model, weights, sources, ids, mask, shared_bias=False)
 
@@ -71,7 +81,7 @@ def _run_t5(
     mask: torch.Tensor | None,
     *,
     shared_bias: bool = True,
-) -> torch.Tensor:
+) -> Sequence[torch.Tensor]:
     """Surgery on the weights: T5 is pre-norm, so a sub-block whose output projection is zero adds nothing."""
     outputs = ("SelfAttention.o.weight", "DenseReluDense.wo.weight")
     planned = dict(weights)
@@ -85,19 +95,21 @@ def _run_t5(
                 if name.startswith(here) and not (shared_bias and "relative_attention_bias" in name):
                     planned[name] = weights[f"encoder.block.{source}.layer.{kind}." + name.removeprefix(here)]
     model.load_state_dict(planned)
-    return model(input_ids=ids, attention_mask=mask).last_hidden_state
+    return _hidden_states(model, ids, mask)
 
 
 def _run_bert(
     model: Any, weights: dict[str, torch.Tensor], sources: Sources, ids: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
+) -> Sequence[torch.Tensor]:
     """A loop over transformers' own modules: BERT is post-norm, so a skipped sub-block's norm must not run either."""
     bias = None if mask is None else (1.0 - mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
     hidden = model.embeddings(input_ids=ids)
+    states = [hidden]
     for attention, feed_forward in sources:
         if attention is not None:
             hidden = model.encoder.layer[attention].attention(hidden, bias)[0]
         if feed_forward is not None:
             layer = model.encoder.layer[feed_forward]
             hidden = layer.output(layer.intermediate(hidden), hidden)
-    return hidden
+        states.append(hidden)
+    return states

@@ -82,7 +82,7 @@ def test_each_order_stands_under_its_name_with_its_pipeline() -> None:
 def test_an_order_names_24_units_of_t5_xxl_and_a_preset_for_t5(order: PublishedOrder) -> None:
     assert len(order.units) == len(set(order.units)) == 24
     assert set(order.units) <= set(range(48))
-    assert find_preset(order.pipeline, "t5", None).name == order.pipeline
+    assert find_preset(order.pipeline, encoder()).name == order.pipeline
 
 
 def test_an_order_cannot_be_changed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from skrr_export.calibration import Chunk
 from skrr_export.checkpoint import open_checkpoint
 from skrr_export.dtypes import BAKEABLE
 from skrr_export.encoders import recognise, select
-from skrr_export.encoders.base import Rescaling
+from skrr_export.encoders.base import NO_RESCALING, Rescaling
 from skrr_export.errors import CheckpointError
 from skrr_export.exporting import ExportOptions, export_checkpoint
 from skrr_export.measure.verify import verify
+from skrr_export.outputs import LAST, Output
+from skrr_export.pipelines import PRESETS
 from skrr_export.plan import Plan
-from skrr_export.rescale import HEADROOM, LARGEST, Maxima, measure_maxima, random_chunks
+from skrr_export.rescale import HEADROOM, LARGEST, Maxima, Rescaled, measure_maxima, random_chunks, rescale
 from skrr_export.targets import open_target
 from tests import reference
 from tests.bundles import (
@@ -39,6 +42,9 @@ from tests.bundles import (
     soften,
 )
 from tests.checkpoints import bert_checkpoint, t5_checkpoint
+from tests.families import clip
+from tests.families.clip import clip_checkpoint
+from tests.families.decoders import decoder_checkpoint
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
 
@@ -53,19 +59,24 @@ def large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return overflowing(soften(t5_checkpoint(directory, layers=LAYERS, gated=request.param == "gated")))
 
 
-def maxima_of(checkpoint: Path, sources: reference.Sources) -> Maxima:
+def maxima_of(checkpoint: Path, sources: reference.Sources, *outputs: Output) -> Maxima:
+    """Of what the outputs need; only that is given."""
     opened = open_checkpoint(checkpoint)
     encoder = recognise(opened)
     chunk = Chunk(IDS, MASK, MASK != 0)
     plan = Plan(encoder.family, tuple(sources))
-    return measure_maxima(encoder, opened.tensors, plan, [chunk], masked=True)
+    needed = {tensor.name: tensor for tensor in select(opened, encoder, plan, outputs or (LAST,)).tensors}
+    return measure_maxima(encoder, needed, plan, [chunk], outputs or (LAST,), masked=True)
 
 
 # The measured maxima
 
 
-def by_transformers(checkpoint: Path) -> dict[str, float]:
-    """The maxima of the dense encoder, from hooks on transformers' own modules."""
+def by_transformers(checkpoint: Path, layers: int | None = None) -> dict[str, float]:
+    """The maxima of the dense encoder, from hooks on transformers' own modules; of its first layers, or of all of it.
+
+    Of some layers, what they hand on is an output.
+    """
     from transformers import T5EncoderModel
 
     model = T5EncoderModel.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
@@ -74,6 +85,7 @@ def by_transformers(checkpoint: Path) -> dict[str, float]:
     def add(name: str, value: torch.Tensor) -> None:
         found[name] = max(found.get(name, 0.0), value.abs().max().item())
 
+    model.encoder.block = model.encoder.block[:layers]
     for name, module in model.named_modules():
         part = "attention" if ".layer.0." in name else "feed_forward"
         if isinstance(module, torch.nn.Linear):
@@ -83,17 +95,41 @@ def by_transformers(checkpoint: Path) -> dict[str, float]:
             )
         if name.endswith("layer_norm"):  # what a norm reads is the residual stream
             module.register_forward_hook(lambda _, inputs, __: add("hidden", inputs[0]))
+    stream: list[torch.Tensor] = []
+    model.encoder.final_layer_norm.register_forward_pre_hook(lambda _, inputs: stream.append(inputs[0]))
     with torch.inference_mode():
-        model(input_ids=torch.from_numpy(IDS), attention_mask=torch.from_numpy(MASK))
+        last = model(input_ids=torch.from_numpy(IDS), attention_mask=torch.from_numpy(MASK)).last_hidden_state
+    add("last_hidden_state" if layers is None else f"hidden_states.{layers}", last if layers is None else stream[0])
     return found
 
 
-def test_maxima_are_those_of_transformers(large: Path) -> None:
-    found = maxima_of(large, [(layer, layer) for layer in range(LAYERS)]).values
-    truth = by_transformers(large)
+@pytest.mark.parametrize("layers", [None, 0, 2, LAYERS - 1])
+def test_maxima_are_those_of_transformers(large: Path, layers: int | None) -> None:
+    """Of an output on the way, without what comes after it."""
+    outputs = () if layers is None else (Output("hidden_states", (layers,)),)
+    found = maxima_of(large, [(layer, layer) for layer in range(LAYERS)], *outputs).values
+    truth = by_transformers(large, layers)
     assert found.keys() == truth.keys()
     for name, value in truth.items():
         assert found[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_maxima_of_several_outputs(tmp_path: Path) -> None:
+    """CLIP's projection is a linear map too."""
+    checkpoint = clip_checkpoint(tmp_path / "clip", layers=3)
+    names = ("hidden_states.0", "hidden_states.3", "last_hidden_state", "pooler_output", "text_embeds")
+    outputs = [Output("hidden_states", (0,)), Output("hidden_states", (3,)), *map(Output, names[2:])]
+    plan: reference.Sources = [(0, 0), (0, None), (2, 2)]
+    found = maxima_of(checkpoint, plan, *outputs).values
+    truth = {name: clip.encode(checkpoint, plan, IDS, MASK, name) for name in names}
+    for name, value in truth.items():
+        assert found[name] == pytest.approx(np.abs(value).max(), rel=1e-4), name
+    assert found["text_projection.in"] == found["pooler_output"]
+    assert found["text_projection.out"] == found["text_embeds"]
+    assert found["hidden"] >= max(found["hidden_states.0"], found["hidden_states.3"])
+    stacked = maxima_of(checkpoint, plan, Output("hidden_states", (0, 3), "stack")).values
+    assert stacked["hidden_states"] == max(found["hidden_states.0"], found["hidden_states.3"])
+    assert not any(name.startswith("text_projection") for name in stacked)
 
 
 def test_maxima_are_those_of_the_plan(large: Path) -> None:
@@ -140,12 +176,62 @@ def gated_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_nothing_is_moved_where_nothing_is_large(tmp_path: Path) -> None:
     checkpoint = soften(t5_checkpoint(tmp_path / "t5", layers=LAYERS))
     with_, without = (
-        export_checkpoint(checkpoint, tmp_path / str(rescale), ExportOptions(dtype="fp16", rescale=rescale)).bundle
-        for rescale in (True, False)
+        export_checkpoint(checkpoint, tmp_path / str(moved), ExportOptions(dtype="fp16", rescale=moved)).bundle
+        for moved in (True, False)
     )
     assert (with_.manifest.rescaling or {})["residual"] == (with_.manifest.rescaling or {})["inner"] == 0
     assert without.manifest.rescaling is None
     assert with_.weights.read_bytes() == without.weights.read_bytes()
+
+
+def decide(checkpoint: Path, *outputs: Output) -> Rescaled:
+    opened = open_checkpoint(checkpoint)
+    encoder = recognise(opened)
+    preset = replace(PRESETS["plain"], outputs=outputs, max_length=64)
+    return rescale(opened, encoder, Plan.identity(encoder.family, encoder.num_layers), preset)
+
+
+def test_nothing_is_moved_where_the_stream_itself_is_taken(large: Path) -> None:
+    """An output on the way would come out scaled; the last hidden state is normed, under either name."""
+    normed = [decide(large, output) for output in (LAST, Output("hidden_states", (LAYERS,)))]
+    for each in normed:
+        assert each.rescaling == normed[0].rescaling
+        assert each.rescaling.residual > 0
+        assert each.warnings == ()
+    for outputs in (
+        [Output("hidden_states", (LAYERS - 1,))],
+        [Output("hidden_states", (0, LAYERS), "stack")],
+        [Output("hidden_states", (1, 2), "concatenate")],
+    ):
+        exposed = decide(large, *outputs)
+        assert exposed.rescaling == NO_RESCALING
+        assert exposed.after == exposed.before
+        [warning] = exposed.warnings
+        assert "fp16 overflows: '" in warning
+        assert warning.endswith("; use bf16")
+
+
+@pytest.mark.parametrize("model_type", ["clip", "llama", "gemma2"])
+def test_families_without_that_freedom_are_warned_of(model_type: str, tmp_path: Path) -> None:
+    """Only where what is too large is run."""
+    if model_type == "clip":
+        checkpoint = clip_checkpoint(tmp_path / "it", layers=3)
+        name, activation = "encoder.layers.2.mlp.fc1.weight", "feed_forward.mlp.fc1.out"
+    else:
+        checkpoint = decoder_checkpoint(tmp_path / "it", model_type, layers=3)
+        name, activation = "layers.2.mlp.gate_proj.weight", "feed_forward.mlp.gate_proj.out"
+    weights = load_file(checkpoint / "model.safetensors")
+    [key] = [key for key in weights if key.endswith(name)]
+    assert decide(checkpoint, LAST).warnings == ()
+    weights[key] *= 1e5
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    [warning] = decide(checkpoint, LAST).warnings
+    # What it makes of that may be larger still.
+    assert "fp16 overflows: '" in warning
+    found = maxima_of(checkpoint, [(0, 0), (1, 1), (2, 2)]).values
+    assert found[activation] > LARGEST
+    assert decide(checkpoint, LAST).rescaling == NO_RESCALING
+    assert decide(checkpoint, Output("hidden_states", (2,))).warnings == ()
 
 
 def test_an_activation_that_is_not_homogeneous_keeps_its_input(tmp_path: Path) -> None:
@@ -269,16 +355,16 @@ def test_tiny_weights_are_counted(tmp_path: Path) -> None:
 
 
 def test_verify_states_the_headroom_and_fails_without_any(large: Path, tmp_path: Path) -> None:
-    for rescale in (True, False):
-        bundle = export(large, tmp_path / str(rescale), PLAN, dtype="fp16", rescale=rescale)
+    for moved in (True, False):
+        bundle = export(large, tmp_path / str(moved), PLAN, dtype="fp16", rescale=moved)
         for checkpoint in (None, large):
             report = verify(bundle, open_target(bundle), reference=checkpoint)
             assert report.headroom is not None
             assert report.headroom.factor == pytest.approx(LARGEST / report.headroom.value)
-            assert (report.headroom.factor > 1) == rescale
+            assert (report.headroom.factor > 1) == moved
             # ONNX Runtime computes in fp32 here: nothing overflows, and only the head-room tells.
-            assert report.passed == rescale
-            assert rescale or "it overflows; export to bf16" in report.failures[0]
+            assert report.passed == moved
+            assert moved or "it overflows; export to bf16" in report.failures[0]
 
 
 def test_weights_that_fp16_cannot_hold_are_verified_too(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from skrr_export.errors import CheckpointError, InputError, PlanError, SkrrError
+from skrr_export.pipelines import PRESETS, Preset
 from skrr_export.plan import Plan
 from skrr_export.prompts import calibration_prompts
 from skrr_export.published import PUBLISHED
@@ -230,6 +231,8 @@ def _dense_rows(by_hand: ByHand, encoder: Encoder, prompts: tuple[str, ...]) -> 
     return by_hand.rows(encoder, encoder.dense, prompts)
 
 
+LOWERED = Preset(name="lowered", max_length=120, padding="max_length", masked=True, reads_padding=False, lowercase=True)
+
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     # encoder, options of the search, and how the same is computed by hand
     "t5": ("t5", {}, {}),
@@ -240,7 +243,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"length": 512, "reads_padding": True, "denoiser": True},
     ),
     "padding attended, but not read": ("t5", {"pipeline": "ltx-video", "method": "skrr"}, {"length": 128}),
-    "prompts lower-cased": ("t5", {"pipeline": "pixart-alpha", "method": "skrr"}, {"lowercase": True}),
+    "prompts lower-cased": ("t5", {"pipeline": "lowered", "method": "skrr"}, {"lowercase": True}),
     "layers": ("t5", {"granularity": "layer", "method": "skrr"}, {}),
     "on the embedding alone": ("t5", {"method": "finercut", "reuse": True}, {}),
     "no search": ("bert", {"method": "random", "reuse": True}, {}),
@@ -249,8 +252,9 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_numbers_of_a_plan_are_those_of_transformers(
-    request: pytest.FixtureRequest, denoiser: Path, case: str
+    request: pytest.FixtureRequest, denoiser: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(PRESETS, "lowered", LOWERED)
     name, options, settings = CASES[case]
     encoder: Encoder = request.getfixturevalue(name)
     options, settings = ({**each, "denoiser": denoiser} if "denoiser" in each else each for each in (options, settings))
@@ -501,7 +505,7 @@ def test_a_tokenizer_that_is_none(t5: Encoder, tmp_path: Path) -> None:
 
 def test_a_pipeline_that_is_unknown_or_for_another_encoder(t5: Encoder, bert: Encoder) -> None:
     assert refused(t5, pipeline="flux").startswith("unknown pipeline 'flux'; known: plain, flux.1")
-    assert refused(bert, pipeline="flux.1") == "pipeline 'flux.1' feeds a t5 encoder; this one is bert"
+    assert refused(bert, pipeline="flux.1") == "pipeline 'flux.1' feeds a clip or t5 encoder; this one is bert"
 
 
 @pytest.mark.parametrize("method", OURS)

@@ -98,32 +98,40 @@ def show(
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
 @click.argument("checkpoint")
 @click.option("--subfolder", help="The encoder's folder in a pipeline directory, e.g. text_encoder_2.")
+@click.option("--pipeline", help="What reads the encoder: a preset's name; layers that it does not read are gone too.")
 @output_options
-def check(plan_file: Path, checkpoint: str, subfolder: str | None, output: Output) -> None:
+def check(plan_file: Path, checkpoint: str, subfolder: str | None, pipeline: str | None, output: Output) -> None:
     """Check that a plan fits a checkpoint, and say how sparse it makes it.
 
     Reads no weights.
 
     \b
-    Example:
+    Examples:
       skrr-export plan check plan.json FLUX.1-dev --subfolder text_encoder_2
+      skrr-export plan check plan.json FLUX.2-dev --subfolder text_encoder --pipeline flux.2
     """
     plan = Plan.load(plan_file)
     from skrr_export.checkpoint import open_checkpoint
     from skrr_export.encoders import recognise, select, wrong_weights
+    from skrr_export.pipelines import find_preset
 
     opened = open_checkpoint(checkpoint, subfolder)
-    selection = select(opened, recognise(opened), plan)
+    encoder = recognise(opened)
+    outputs = None if pipeline is None else find_preset(pipeline, encoder, subfolder).outputs
+    selection = select(opened, encoder, plan, outputs)
     if (warning := wrong_weights(plan, opened)) is not None:
         output.warn(warning)
+    unread = {} if pipeline is None else {"unread_parameters": selection.unread_parameters}
     output.result(
         {
             "sparsity": selection.sparsity,
             "total_parameters": selection.total_parameters,
             "kept_parameters": selection.kept_parameters,
+            **unread,
             "counts": plan.counts(),
         },
         summary(plan),
         f"fits {opened.directory}: {selection.kept_parameters:,} of {selection.total_parameters:,} parameters are "
         f"used, sparsity {selection.sparsity:.1%}",
+        *(f"pipeline {pipeline} does not read {count:,} of the parameters" for count in unread.values() if count),
     )

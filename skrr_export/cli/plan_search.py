@@ -47,6 +47,9 @@ def command(
     helps. What is kept small is the paper's discrepancy D: the mean squared error after the denoiser's text projection
     on the prompts, plus that on the empty prompt.
 
+    The embeddings are what the pipeline takes of its encoder. Layers that it does not read are gone from the start,
+    and count as such.
+
     Every decision is kept in PLAN.journal while the search runs: after an interruption, --resume goes on from there.
     With several sparsities, PLAN-0.25.json and so on are written. Under torchrun the processes share the prompts.
 
@@ -55,6 +58,7 @@ def command(
       skrr-export plan search FLUX.1-dev --subfolder text_encoder_2 --pipeline flux.1 \\
           --denoiser FLUX.1-dev/transformer --sparsity 0.42 -o plan.json
       skrr-export plan search t5-v1_1-large --sparsity 0.25,0.33,0.42 --method skrr --max-prompts 64 -o plan.json
+      skrr-export plan search sdxl-base --subfolder text_encoder_2 --pipeline sdxl --sparsity 0.2 -o plan.json
       torchrun --nproc-per-node 4 -m skrr_export plan search t5-v1_1-xxl --sparsity 0.42 -o plan.json
     """
     options = SearchOptions(

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option(
-        "--denoiser", help="The transformer whose text projection D is taken after: directory or safetensors."
-    ),
+    click.option("--denoiser", help="The denoiser whose text projection D is taken after: directory or safetensors."),
     click.option("--prompts", type=click.Path(path_type=Path), help=".txt, .csv or .jsonl; default: the shipped ones."),
     click.option("--max-prompts", type=int, help="Use this many of the prompts, evenly spread; default: all."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
@@ -118,11 +116,10 @@ def _numbered(plan_file: Path, sparsity: float) -> Path:
 def _lines(plan: Plan, file: Path) -> list[str]:
     sparsity: dict[str, Any] = plan.provenance["sparsity"]
     discrepancy: dict[str, Any] = plan.provenance["discrepancy"]
-    merged = plan.provenance.get("merged")
+    merged, null = plan.provenance.get("merged"), discrepancy["null"]
+    terms = "" if null is None else f" ({discrepancy['prompts']:.4g} on the prompts, {null:.4g} on the empty one)"
     return [
         f"{file}: {summary(plan)}",
-        f"sparsity {sparsity['reached']:.1%}, D {discrepancy['value']:.4g} "
-        f"({discrepancy['prompts']:.4g} on the prompts, {discrepancy['null']:.4g} on the empty one), "
-        f"on {discrepancy['space']}",
+        f"sparsity {sparsity['reached']:.1%}, D {discrepancy['value']:.4g}{terms}, on {discrepancy['space']}",
         *([f"{len(plan.provenance['merges'])} merges: export {merged['name']} under this plan"] if merged else []),
     ]

@@ -139,11 +139,14 @@ class EagerEncoder:
         """`hidden` after one more sub-block.
 
         Args:
-            unit: whose weights: `2 * layer` for an attention, `2 * layer + 1` for a feed-forward.
+            unit: whose weights: `2 * layer` for an attention, `2 * layer + 1` for a feed-forward. Numbers beyond the
+                encoder's stand for the same sub-blocks in turn, on other weights; see `unit_prefix`.
             activations: `hidden` before it, and the rest of what `start` returned.
         """
-        part, prefix, inputs = self.encoder.sub_block(KINDS[unit % 2], unit // 2, masked=self.masked)
-        return self._run(Step("", part, prefix, inputs, "hidden"), activations)
+        part, _, inputs = self.encoder.sub_block(
+            KINDS[unit % 2], unit // 2 % self.encoder.num_layers, masked=self.masked
+        )
+        return self._run(Step("", part, unit_prefix(self.encoder, unit), inputs, "hidden"), activations)
 
     def finish(self, activations: Activations) -> dict[str, Tensor]:
         """The outputs by name, from what `start` returned, and `hidden` after the last layer that is needed.
@@ -163,6 +166,13 @@ class EagerEncoder:
         weights = {name: self.weights[step.prefix + name] for name in self._names[step.part]}
         output: Tensor = functional_call(self.parts[step.part], weights, inputs)
         return output
+
+
+def unit_prefix(encoder: Encoder, unit: int) -> str:
+    """What the names of a unit's tensors begin with; those of a unit beyond the encoder's own also tell which turn."""
+    turn, layer = divmod(unit // 2, encoder.num_layers)
+    _, prefix, _ = encoder.sub_block(KINDS[unit % 2], layer, masked=True)
+    return f"{turn}:{prefix}" if turn else prefix
 
 
 def unit_parameters(encoder: Encoder) -> tuple[int, ...]:

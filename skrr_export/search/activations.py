@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -52,12 +52,13 @@ class ActivationEngine:
         """Prepare to run.
 
         Args:
-            encoder: runs sub-blocks.
+            encoder: runs sub-blocks, and gives one output.
             chunks: the prompts; named by their number from here on.
             cache_bytes: how much memory hidden states may hold.
         """
         self.encoder = encoder
         self.chunks = chunks
+        (self._output,) = encoder.outputs
         self.evaluated = 0
         """Work done so far, in sub-blocks times tokens."""
         self.naive = 0
@@ -65,7 +66,6 @@ class ActivationEngine:
         self.cache = TensorCache(cache_bytes)
         self._beside: tuple[int, dict[str, Tensor]] | None = None
 
-    @torch.inference_mode()
     def hidden(self, number: int, sequence: tuple[int, ...], shared: int) -> Tensor:
         """`hidden` `[batch, sequence, hidden_size]` of a chunk after the units of `sequence` ran.
 
@@ -74,32 +74,57 @@ class ActivationEngine:
             sequence: units, in the order in which they run.
             shared: states up to this many units are worth keeping, for others begin with them.
         """
-        beside = self._start(number)
-        depth, hidden = len(sequence), None
-        while depth and hidden is None:
-            hidden = self.cache.get((number, sequence[:depth]))
-            depth -= hidden is None
-        hidden = beside["hidden"] if hidden is None else hidden
-        for done in range(depth, len(sequence)):
-            hidden = self.encoder.sub_block(sequence[done], {**beside, "hidden": hidden})
-            self.evaluated += self.chunks[number].size
-            if done < shared:
-                self.cache.put((number, sequence[: done + 1]), hidden)
-        return hidden
+        return self._states(number, sequence, {len(sequence)}, shared)[len(sequence)]
 
     @torch.inference_mode()
     def output(self, number: int, arrangement: Arrangement, fork: int) -> Tensor:
-        """The rows of `last_hidden_state` that count, `[rows, hidden_size]`, float32.
+        """What the encoder gives of a chunk, the rows that count, `[rows, features]`, float32.
+
+        Stacked layers are features side by side; of a pooled output there is a row a prompt.
 
         Args:
             number: of the chunk.
-            arrangement: what runs.
+            arrangement: what runs, up to the last layer that the output needs.
             fork: the position from which it differs from the arrangement it comes from.
         """
-        hidden = self.hidden(number, executed(arrangement), len(executed(arrangement[:fork])))
+        layers = self.encoder.encoder.read_on_the_way([self._output])
+        ran = {layer: len(executed(arrangement[: 2 * layer])) for layer in layers}
+        sequence = executed(arrangement)
+        states = self._states(number, sequence, {*ran.values(), len(sequence)}, len(executed(arrangement[:fork])))
+        read = {f"hidden_states.{layer}": states[count] for layer, count in ran.items()}
         beside = self._start(number)
-        finished = self.encoder.finish({**beside, "hidden": hidden})
+        finished = self.encoder.finish({**beside, **read, "hidden": states[len(sequence)]})[self._output.name]
+        if self._output.pooled:
+            return finished.float()
+        if self._output.join == "stack":
+            finished = finished.transpose(1, 2).flatten(2)
         return finished.flatten(0, 1)[beside["counted"]].float()
+
+    def counts(self, number: int) -> list[int]:
+        """How many rows of a chunk's output are each prompt's."""
+        chunk = self.chunks[number]
+        counts: list[int] = chunk.counted.sum(axis=1).tolist()
+        return [1] * len(counts) if self._output.pooled else counts
+
+    @torch.inference_mode()
+    def _states(self, number: int, sequence: tuple[int, ...], wanted: Set[int], shared: int) -> dict[int, Tensor]:
+        """`hidden` of a chunk after each of some numbers of units of `sequence` ran, in one go."""
+        beside = self._start(number)
+        done, hidden, states = 0, beside["hidden"], {}
+        for count in sorted(wanted):
+            for length in range(count, done, -1):
+                kept = self.cache.get((number, sequence[:length]))
+                if kept is not None:
+                    done, hidden = length, kept
+                    break
+            while done < count:
+                hidden = self.encoder.sub_block(sequence[done], {**beside, "hidden": hidden})
+                self.evaluated += self.chunks[number].size
+                done += 1
+                if done <= shared:
+                    self.cache.put((number, sequence[:done]), hidden)
+            states[count] = hidden
+        return states
 
     def _start(self, number: int) -> dict[str, Tensor]:
         """What stands before the first sub-block, and which rows count, `counted`.

@@ -23,7 +23,7 @@ from skrr_export.search.space import Arrangement, executed
 from skrr_export.search.workers import Values, Workers
 
 Projection = Callable[[Tensor], Tensor]
-"""`[rows, hidden_size]` to float32 `[rows, features]`."""
+"""Rows of the encoder's output to float32 `[rows, features]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +67,16 @@ class Discrepancy:
             workers: share the chunks.
             dense: the arrangement to compare with.
             projection: of the denoiser; `None`: the embedding itself.
-            null: whether the null prompt counts.
+            null: whether the null prompt counts; not where the pipeline has zeros in its place.
         """
         self.engine = engine
         self.workers = workers
-        self._dense = dense
+        self.dense = dense
         self._stand_ins: Mapping[int, int] = {}
         self._targets = object()  # the key of what candidates are compared with
         self._project = projection or (lambda rows: rows)
-        self._null = null
-        self._rows = sum(chunk.rows for chunk in engine.chunks[1:])
+        self.null = null
+        self._rows = sum(sum(engine.counts(number)) for number in range(1, len(engine.chunks)))
 
     def merged(self, stand_ins: Mapping[int, int]) -> Self:
         """The same measure, against the same dense encoder, of candidates that run other units for some.
@@ -96,7 +96,7 @@ class Discrepancy:
     @property
     def chunks(self) -> range:
         """Numbers of the chunks that count."""
-        return range(0 if self._null else 1, len(self.engine.chunks))
+        return range(0 if self.null else 1, len(self.engine.chunks))
 
     def shares(self, candidates: Sequence[Candidate], chunks: Sequence[int]) -> Values:
         """What chunks contribute to the candidates' D, float64 `[candidates, chunks]`; overflow counts as infinite.
@@ -121,7 +121,7 @@ class Discrepancy:
             return []
         shares = self.shares(candidates, self.chunks)
         self.count(candidates)
-        first = 1 if self._null else 0
+        first = 1 if self.null else 0
         return [Terms(math.fsum(row[first:]), math.fsum(row[:first])) for row in shares.tolist()]
 
     def scale(self) -> float:
@@ -143,7 +143,7 @@ class Discrepancy:
         key = (number, self._targets)
         target = self.engine.cache.get(key)
         if target is None:
-            target = self._project(self.engine.output(number, self._dense, len(self._dense)))
+            target = self._project(self.engine.output(number, self.dense, len(self.dense)))
             self.engine.cache.put(key, target)
         return target
 
@@ -164,5 +164,5 @@ class Discrepancy:
 
     def _mean_squares(self, difference: Tensor, number: int) -> Tensor:
         """The chunk's part of the mean over all values of the prompts, or of the null prompt; 0-d float64."""
-        rows = self.engine.chunks[0].rows if number == 0 else self._rows
+        rows = sum(self.engine.counts(0)) if number == 0 else self._rows
         return difference.square().sum(dtype=torch.float64) / (rows * difference.shape[1])

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from skrr_export.bake import WRITE_BYTES
 from skrr_export.checkpoint import SINGLE, TOKENIZER_FILES, Checkpoint
 from skrr_export.encoders import Encoder, recognise, select
-from skrr_export.encoders.eager import Weights
+from skrr_export.encoders.eager import Weights, unit_prefix
 from skrr_export.errors import CheckpointError, InputError
 from skrr_export.manifest import CONFIG
 from skrr_export.plan import KINDS, Kind, Plan
@@ -80,7 +80,8 @@ def layer_sums(merges: Sequence[Merge]) -> dict[int, Sum]:
 class MergedWeights(Weights):
     """A checkpoint's tensors, and those of layers merged from its own, which are numbered after its last.
 
-    So encoders that are merged in different ways run side by side, and share what they have in common.
+    So encoders that are merged in different ways run side by side, and share what they have in common. By its number
+    modulo the layers, a merged layer is of the kind of the one that took the others in; see `EagerEncoder.sub_block`.
     """
 
     def __init__(self, encoder: Encoder, weights: Weights, cache: TensorCache) -> None:
@@ -132,7 +133,7 @@ class MergedWeights(Weights):
     def _number(self, layer: int, terms: Sum) -> int:
         """The number of a layer that has the norms of one, and a sum's linear maps."""
         if (layer, terms) not in self._numbers:
-            number = self._encoder.num_layers + len(self._numbers)
+            number = layer + self._encoder.num_layers * (1 + len(self._numbers))
             self._numbers[layer, terms] = number
             for kind, parameter, linear in self._parameters:
                 sources = terms if linear else ((layer, 1),)
@@ -143,7 +144,7 @@ class MergedWeights(Weights):
         return self._numbers[layer, terms]
 
     def _name(self, kind: Kind, layer: int, parameter: str) -> str:
-        return self._encoder.sub_block(kind, layer, masked=True)[1] + parameter
+        return unit_prefix(self._encoder, 2 * layer + KINDS.index(kind)) + parameter
 
 
 def _parameters(encoder: Encoder) -> Iterator[tuple[Kind, str, bool]]:
@@ -180,7 +181,7 @@ def collapse(
         InputError: the embeddings overflow.
     """
     merges: list[Merge] = []
-    left = list(range(embedding.engine.encoder.encoder.num_layers))
+    left = list(range(len(embedding.dense) // 2))
 
     def cosines() -> list[float]:
         report(len(merges))
@@ -216,7 +217,7 @@ def _cosines(
     NaN where they overflow.
     """
     engine, workers = embedding.engine, embedding.workers
-    dense = tuple(range(2 * engine.encoder.encoder.num_layers))
+    dense = embedding.dense
     candidates = [
         Candidate(drop(dense, [each.dropped for each in (*merges, merge)]), 2 * merge.layer) for merge in tried
     ]
@@ -224,7 +225,7 @@ def _cosines(
     sums = np.zeros((len(tried), len(engine.chunks)))
     for number in range(1, len(engine.chunks)):
         if number % workers.size == workers.rank:
-            counts = engine.chunks[number].counted.sum(axis=1).tolist()
+            counts = engine.counts(number)
             for row, (view, candidate) in enumerate(zip(views, candidates, strict=True)):
                 sums[row, number] = _cosine_sum(view.rows(number, candidate), view.target(number), counts)
     embedding.count(candidates)

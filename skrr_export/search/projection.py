@@ -1,14 +1,15 @@
 """The denoiser's own text projection: the first thing it does to an encoder's rows.
 
 What this projection does not see cannot reach the image, so a search measures after it. The definitions are those of
-diffusers: `PixArtAlphaTextProjection`, or a plain linear layer.
+diffusers: linear layers, with an activation between two, and an RMSNorm before or after.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,19 +19,61 @@ from skrr_export.dtypes import READABLE
 from skrr_export.errors import CheckpointError, InputError
 from skrr_export.tensorfile import StoredTensor, read_header
 
-CHAINS = (
-    ("caption_projection.linear_1", "caption_projection.linear_2"),  # PixArt, LTX-Video, Sana
-    ("context_embedder",),  # FLUX.1, SD3, AuraFlow
-    ("patch_embed.text_proj",),  # CogVideoX
-)
-"""Linear layers of the projections we know, in the order in which they run, a tanh-GELU between two."""
-UNBIASED = "context_embedder"
-"""The layer that may lack its bias: AuraFlow's does."""
-NORM = "caption_norm.weight"
-"""Of the RMSNorm after Sana's projection."""
-NORM_EPSILON = 1e-5
-"""Fixed in diffusers, not read from the configuration."""
 
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear layer, by the name of its module."""
+
+    name: str
+    unbiased: bool = False
+    """Whether it may lack its bias."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """An RMSNorm, by the name of its module."""
+
+    name: str
+    epsilon: float = 1e-5
+    """The default in diffusers, which the published checkpoints have where they could have another."""
+    optional: bool = False
+
+
+Stage = Linear | Norm | type[nn.Module]
+"""What a projection consists of; activations by their class."""
+
+
+class GELU(nn.GELU):
+    """The approximation by a tanh."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+
+def _two_layers(name: str, activation: type[nn.Module]) -> tuple[Stage, ...]:
+    return (Linear(f"{name}.linear_1"), activation, Linear(f"{name}.linear_2"))
+
+
+CHAINS: tuple[tuple[Stage, ...], ...] = (
+    (*_two_layers("caption_projection", GELU), Norm("caption_norm", optional=True)),  # PixArt, LTX, Allegro; Sana
+    (Linear("context_embedder", unbiased=True),),  # FLUX.1, SD3, Chroma; without a bias AuraFlow and FLUX.2
+    (Linear("patch_embed.text_proj"),),  # CogVideoX, CogView4
+    (Linear("context_embedder.proj_in"),),  # HunyuanVideo
+    _two_layers("condition_embedder.text_embedder", GELU),  # Wan
+    _two_layers("text_embedder", nn.SiLU),  # HunyuanDiT's T5
+    (Linear("time_embed.caption_proj"),),  # Mochi
+    (Norm("time_caption_embed.caption_embedder.0"), Linear("time_caption_embed.caption_embedder.1")),  # Lumina2
+    (Norm("cap_embedder.0"), Linear("cap_embedder.1")),  # Z-Image
+    (Norm("txt_norm", epsilon=1e-6), Linear("txt_in")),  # Qwen-Image
+    (Linear("caption_projection.48.linear", unbiased=True),),  # HiDream's T5
+    (Linear("encoder_hid_proj"),),  # DeepFloyd IF
+    (Linear("encoder_hidden_states_proj"),),  # Kandinsky's prior
+    (Linear("clip_txt_mapper"),),  # Stable Cascade
+)
+"""The projections we know, as what runs in turn; none's first tensor is another's."""
+
+FOLDERS = ("transformer", "unet", "prior")
+"""Where a pipeline's directory has its denoiser."""
 SINGLE = "diffusion_pytorch_model.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 VARIANTS = ("diffusion_pytorch_model.safetensors.index.*.json", "diffusion_pytorch_model.*.safetensors")
@@ -49,7 +92,7 @@ class Projection(nn.Module):
         self._stored = tuple(stored)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Project an encoder's rows, `[rows, hidden_size]` of any float type, to float32 `[rows, features]`."""
+        """Project an encoder's rows, `[rows, width]` of any float type, to float32 `[rows, features]`."""
         features: Tensor = self.layers(rows.float())
         return features
 
@@ -60,31 +103,42 @@ class Projection(nn.Module):
         return f"{', '.join(weights)} of {' and '.join(files)}"
 
 
-def open_projection(location: str | Path, hidden_size: int) -> Projection:
+def open_projection(location: str | Path, width: int, names: Collection[str] = ()) -> Projection:
     """Load a denoiser's text projection, and nothing else of the denoiser.
 
     Args:
-        location: a diffusers transformer directory, a pipeline directory with a `transformer` folder, or one
-            safetensors file.
-        hidden_size: of the encoder.
+        location: directory of a diffusers denoiser, or of a pipeline, or one safetensors file.
+        width: of the rows that it is given.
+        names: the denoiser's parameters that read these rows, where that is known.
 
     Raises:
         InputError: the denoiser has no projection that we know, or one for an encoder of another width; or the
             directory holds several variants.
         CheckpointError: there is no denoiser, or its files are damaged.
     """
+    known = [chain for chain in CHAINS if not names or any(f"{name}.weight" in names for name in _modules(chain))]
+    if not known:
+        raise InputError(
+            f"the pipeline's denoiser reads this encoder by {', '.join(names)}: no text projection that we know; "
+            "leave --denoiser out"
+        )
     file = _weights_file(Path(location))
     tensors = _locate(file)
-    chain = next((chain for chain in CHAINS if f"{chain[0]}.weight" in tensors), None)
+    first = [f"{next(_modules(chain))}.weight" for chain in known]
+    chain = next((chain for chain, name in zip(known, first, strict=True) if name in tensors), None)
     if chain is None:
-        names = ", ".join(f"{chain[0]}.weight" for chain in CHAINS)
-        raise InputError(f"{file} holds no text projection that we know; looked for {names}")
+        raise InputError(f"{file} holds no text projection that we know; looked for {', '.join(first)}")
     stored = [_get(tensors, name, file) for name in _names(chain, tensors)]
-    _check(stored, hidden_size)
+    _check(stored, {stage.name for stage in chain if isinstance(stage, Norm)}, width)
     contents = [_read(tensor) for tensor in stored]
     digest = hashlib.sha256(b"".join(contents))
     values = {tensor.name: _decode(tensor, content) for tensor, content in zip(stored, contents, strict=True)}
     return Projection(nn.Sequential(*_layers(chain, values)), stored, digest.hexdigest())
+
+
+def _modules(chain: Sequence[Stage]) -> Iterator[str]:
+    """The names of what has parameters."""
+    return (stage.name for stage in chain if isinstance(stage, (Linear, Norm)))
 
 
 def _weights_file(location: Path) -> Path:
@@ -93,7 +147,7 @@ def _weights_file(location: Path) -> Path:
         return location
     if not location.is_dir():
         raise CheckpointError(f"no such path: {location}")
-    directory = location / "transformer" if (location / "transformer").is_dir() else location
+    directory = next((location / folder for folder in FOLDERS if (location / folder).is_dir()), location)
     for pattern in (INDEX, SINGLE, *VARIANTS):
         found = sorted(directory.glob(pattern))
         if len(found) > 1:
@@ -110,7 +164,7 @@ def _locate(file: Path) -> Mapping[str, StoredTensor]:
     """Where the tensors lie; of shards only those are opened that hold a part of a projection."""
     if file.suffix != ".json":
         return read_header(file)
-    parts = {f"{layer}.{kind}" for chain in CHAINS for layer in chain for kind in ("weight", "bias")} | {NORM}
+    parts = {f"{name}.{kind}" for chain in CHAINS for name in _modules(chain) for kind in ("weight", "bias")}
     shards = {name: shard for name, shard in _weight_map(file).items() if name in parts}
     headers = {shard: read_header(file.parent / shard) for shard in sorted(set(shards.values()))}
     return {name: _get(headers[shard], name, file.parent / shard) for name, shard in shards.items()}
@@ -135,27 +189,29 @@ def _get(tensors: Mapping[str, StoredTensor], name: str, file: Path) -> StoredTe
     return tensors[name]
 
 
-def _names(chain: Sequence[str], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
+def _names(chain: Sequence[Stage], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
     """The tensors of a projection, in the order in which they are used."""
-    for layer in chain:
-        yield f"{layer}.weight"
-        if layer != UNBIASED or f"{layer}.bias" in tensors:
-            yield f"{layer}.bias"
-    if NORM in tensors:
-        yield NORM
+    for stage in chain:
+        if isinstance(stage, Linear):
+            yield f"{stage.name}.weight"
+            if not stage.unbiased or f"{stage.name}.bias" in tensors:
+                yield f"{stage.name}.bias"
+        elif isinstance(stage, Norm) and (not stage.optional or f"{stage.name}.weight" in tensors):
+            yield f"{stage.name}.weight"
 
 
-def _check(stored: Sequence[StoredTensor], hidden_size: int) -> None:
+def _check(stored: Sequence[StoredTensor], norms: Collection[str], width: int) -> None:
     first = stored[0]
-    if len(first.shape) == 2 and first.shape[1] != hidden_size:
+    dimensions = 1 if first.name.removesuffix(".weight") in norms else 2
+    if len(first.shape) == dimensions and first.shape[-1] != width:
         raise InputError(
-            f"{first.file}: {first.name} takes {first.shape[1]} features, the encoder gives {hidden_size}; "
+            f"{first.file}: {first.name} takes {first.shape[-1]} features, the encoder gives {width}; "
             "give the denoiser that this encoder feeds"
         )
-    width = hidden_size
     for tensor in stored:
         expected: tuple[int, ...] = (width,)
-        if tensor.name.endswith(".weight") and tensor.name != NORM:
+        module, _, kind = tensor.name.rpartition(".")
+        if kind == "weight" and module not in norms:
             expected = (max((1, *tensor.shape[:1])), width)
             width = expected[0]
         if tensor.shape != expected:
@@ -187,15 +243,18 @@ def _decode(tensor: StoredTensor, content: bytearray) -> Tensor:
     return values
 
 
-def _layers(chain: Sequence[str], values: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-    for number, layer in enumerate(chain):
-        if number:
-            yield nn.GELU(approximate="tanh")
-        weight, bias = values[f"{layer}.weight"], values.get(f"{layer}.bias")
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-        linear.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}), assign=True)
-        yield linear
-    if NORM in values:
-        norm = nn.RMSNorm(len(values[NORM]), eps=NORM_EPSILON, device="meta")
-        norm.load_state_dict({"weight": values[NORM]}, assign=True)
-        yield norm
+def _layers(chain: Sequence[Stage], values: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    for stage in chain:
+        if isinstance(stage, type):
+            yield stage()
+            continue
+        weight, bias = values.get(f"{stage.name}.weight"), values.get(f"{stage.name}.bias")
+        if weight is None:
+            continue  # an optional norm
+        layer: nn.Module
+        if isinstance(stage, Norm):
+            layer = nn.RMSNorm(len(weight), eps=stage.epsilon, device="meta")
+        else:
+            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        layer.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}), assign=True)
+        yield layer

@@ -39,7 +39,7 @@ def provenance(search: Search, found: Found, wanted: float, terms: Terms, scale:
         "discrepancy": {
             "value": _short(terms.value),
             "prompts": _short(terms.prompts),
-            "null": _short(terms.null),
+            "null": _short(terms.null) if search.discrepancy.null else None,
             "scale": _short(scale),
         },
         "order": [unit for item in found.order for unit in item],

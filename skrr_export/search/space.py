@@ -23,38 +23,42 @@ Granularity = Literal["sub-block", "layer"]
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The arrangements of one encoder."""
+    """The arrangements of one encoder, up to the last layer that decides what is measured; the rest stays as it is."""
 
     family: str
     num_layers: int
+    """Of the encoder."""
     unit_parameters: tuple[int, ...]
-    """Parameters of each unit."""
+    """Parameters of each unit that decides what is measured."""
     total_parameters: int
     """Parameters of the whole encoder, embedding included."""
+    unread_parameters: int = 0
+    """Of them, those that the pipeline needs not even of the dense encoder: they are gone from the start."""
 
     @property
     def dense(self) -> Arrangement:
         """Every unit in its own place."""
-        return tuple(range(2 * self.num_layers))
+        return tuple(range(len(self.unit_parameters)))
 
     def items(self, granularity: Granularity) -> list[Item]:
         """Everything that can be dropped, in the order in which it runs."""
         if granularity == "layer":
-            return [(2 * layer, 2 * layer + 1) for layer in range(self.num_layers)]
+            return [(unit, unit + 1) for unit in range(0, len(self.unit_parameters), 2)]
         return [(unit,) for unit in self.dense if unit is not None]
 
     def sparsity(self, arrangement: Arrangement) -> float:
         """Parameters that no position uses, as a share of all: the paper's definition."""
-        unused = set(self.dense) - set(arrangement)
-        return sum(self.unit_parameters[unit] for unit in unused if unit is not None) / self.total_parameters
+        unused = [self.unit_parameters[unit] for unit in set(self.dense) - set(arrangement) if unit is not None]
+        return (sum(unused) + self.unread_parameters) / self.total_parameters
 
     def sparsities(self, order: Sequence[Item]) -> list[float]:
         """The sparsity after each item of an order is dropped, and nothing re-used but what is kept."""
         return [self.sparsity(drop(self.dense, order[: count + 1])) for count in range(len(order))]
 
     def plan(self, arrangement: Arrangement, provenance: dict[str, object]) -> Plan:
-        """The arrangement as a plan."""
-        layers = [None if unit is None else unit // 2 for unit in arrangement]
+        """The arrangement as a plan, which keeps the layers beyond."""
+        whole = (*arrangement, *range(len(arrangement), 2 * self.num_layers))
+        layers = [None if unit is None else unit // 2 for unit in whole]
         return Plan(self.family, tuple(zip(layers[::2], layers[1::2], strict=True)), provenance)
 
 

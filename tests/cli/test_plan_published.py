@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from skrr_export.outputs import Output
+from skrr_export.pipelines import PRESETS, Preset
 from skrr_export.plan import Plan
 from skrr_export.published import PUBLISHED, SOURCE, XXL
 from tests.bundles import run_python, soften
@@ -199,6 +201,27 @@ def test_the_orders_own_pipeline_is_taken_unless_another_is_named(run: Run, fold
     assert (numbers["calibration"]["pipeline"], numbers["calibration"]["tokens"]) == ("sd3", 256)
     numbers = answer(run, *line, "--pipeline", "plain")["provenance"]
     assert (numbers["calibration"]["pipeline"], numbers["calibration"]["tokens"]) == ("plain", 6)
+
+
+def test_a_published_order_of_which_some_is_gone_already(
+    run: Run,
+    folder: Path,
+    xxl: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its units that do not run can neither be dropped nor re-used."""
+    outputs = (Output("hidden_states", (-7,)),)
+    short = Preset(name="short", max_length=40, padding="longest", masked=True, reads_padding=False, outputs=outputs)
+    monkeypatch.setitem(PRESETS, "short", short)
+    options = ["--checkpoint", xxl, "--prompts", "prompts.txt", "--pipeline", "short", "-o", "plan.json"]
+    plan = answer(run, "plan", "published", "sd3", "--sparsity", 0.36, *options)
+    runs = [unit for unit in PUBLISHED["sd3"].units if unit < 36]
+    order = plan["provenance"]["order"]
+    assert order == runs[: len(order)]
+    assert len(order) > 1
+    assert plan["layers"][18:] == [{"attention": layer, "feed_forward": layer} for layer in range(18, 24)]
+    checked = answer(run, "plan", "check", "plan.json", xxl, "--pipeline", "short")
+    assert plan["provenance"]["sparsity"]["reached"] == pytest.approx(checked["sparsity"], rel=1e-5)
 
 
 def test_several_sparsities_give_several_plans(run: Run, folder: Path, xxl: Path) -> None:

@@ -25,6 +25,7 @@ from skrr_export.searching import METHODS
 from tests.bundles import run_python
 from tests.checkpoints import contents, t5_checkpoint
 from tests.cli.conftest import Result, Run
+from tests.families.clip import clip_checkpoint
 
 OURS = [method for method in METHODS if method != "laco"]
 """All methods but the one that writes a checkpoint of its own."""
@@ -123,22 +124,23 @@ def test_help_answers_without_torch(command: str) -> None:
     assert out.split("\n")[-2] == "IMPORTED"
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_the_examples_of_the_help_are_complete(run: Run, folder: Path, t5: Path, number: int) -> None:
     """Run as they stand there, but for the names of what is not here."""
     text = run("plan", "search", "--help").out.replace("\\\n", " ")
     examples = re.findall(r"^ +(?:skrr-export|torchrun .*-m skrr_export) (plan search .*)$", text, re.MULTILINE)
-    assert len(examples) == 3
+    assert len(examples) == 4
     (folder / "FLUX.1-dev" / "transformer").mkdir(parents=True)
     projection(folder / "FLUX.1-dev" / "transformer" / "diffusion_pytorch_model.safetensors", 37)
     shutil.copytree(t5, folder / "FLUX.1-dev" / "text_encoder_2")
+    clip_checkpoint(folder / "sdxl-base" / "text_encoder_2", tokenizer=True, max_position_embeddings=77)
     for name in ("t5-v1_1-large", "t5-v1_1-xxl"):
         shutil.copytree(t5, folder / name)
     result = run(*examples[number].split(), "--max-prompts", "2", "--method", "uniform", "--quiet")
     assert (result.code, result.out) == (0, "")
     assert re.fullmatch("(warning: 2 prompts are longer than .*\n)?", result.err)  # than here, where bytes are tokens
     plans = [name for name in names(folder) if name.endswith(".json")]
-    assert plans == [["plan.json"], ["plan-0.25.json", "plan-0.33.json", "plan-0.42.json"], ["plan.json"]][number]
+    assert plans == (["plan-0.25.json", "plan-0.33.json", "plan-0.42.json"] if number == 1 else ["plan.json"])
 
 
 # Plans
@@ -440,7 +442,7 @@ def test_a_denoiser_for_another_encoder(refuse: Callable[..., str], folder: Path
 
 def test_a_pipeline_for_another_encoder(refuse: Callable[..., str], bert: Path) -> None:
     message = refuse("--pipeline", "flux.1", checkpoint=bert)
-    assert message == "pipeline 'flux.1' feeds a t5 encoder; this one is bert"
+    assert message == "pipeline 'flux.1' feeds a clip or t5 encoder; this one is bert"
 
 
 @pytest.mark.parametrize("missing", ["everything", "weights", "tokenizer", "a tensor"])
@@ -693,7 +695,7 @@ OTHERS: dict[str, tuple[list[object], str]] = {
     "denoiser": (["--denoiser", "."], r'its denoiser is null, this one\'s "[0-9a-f]{56}\.\.\.'),
     "sparsity": (["--sparsity", "0.4"], r"its sparsity is \[0\.3\], this one's \[0\.4\]"),
     "method": (["--method", "finercut", "--reuse"], r'its method is "skrr", this one\'s "finercut"'),
-    "pipeline": (["--pipeline", "flux.1", "--max-prompts", "1"], r"its prompts is .*"),
+    "pipeline": (["--pipeline", "flux.1", "--max-prompts", "1"], r"its attention mask is true, this one's false"),
     "beam": (["--beam", "2"], r"its beam is 3, this one's 2"),
     "granularity": (["--granularity", "layer"], r'its granularity is "sub-block", this one\'s "layer"'),
     "re-use": (["--no-reuse"], r"its re-use is true, this one's false"),

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,19 +21,27 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from skrr_export.checkpoint import open_checkpoint
-from skrr_export.encoders.eager import EagerEncoder, Weights, unit_parameters
+from skrr_export.encoders.eager import EagerEncoder, Weights, unit_parameters, unit_prefix
+from skrr_export.outputs import Output
 from tests import reference
 from tests.bundles import examples, plans, random_ids, random_mask, relative_error, soften
 from tests.checkpoints import bert_checkpoint, contents, t5_checkpoint
+from tests.families.clip import clip_checkpoint
+from tests.families.decoders import decoder_checkpoint
 from tests.reference import Sources
+from tests.search import naive
 from tests.search.subjects import CPU, eager
 
 TOLERANCE = 2e-5
 LAYERS = 3
 DENSE: Sources = [(layer, layer) for layer in range(LAYERS)]
 FAMILIES = ["t5 gated", "t5 relu", "bert"]
+OTHERS = ["clip", "llama", "gemma3_text", "glm"]
+"""Families whose own tests compare them at length; here it is their outputs that count."""
 IDS = random_ids(np.random.default_rng(5), 3, 17)
 MASK = random_mask(np.random.default_rng(6), 3, 17)
+MASK_RIGHT = (np.arange(17) < np.array([[17], [4], [11]])).astype(np.int64)
+"""Padding on the right, where it is: a causal encoder has a token to look at in every row."""
 
 Checkpoints = Callable[..., Path]
 
@@ -44,6 +53,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
         directory = tmp_path_factory.mktemp("checkpoint")
         if family == "bert":
             return bert_checkpoint(directory, dtype=dtype)
+        if family == "clip":
+            return clip_checkpoint(directory, dtype=dtype)
+        if family in OTHERS:
+            return decoder_checkpoint(directory, family, dtype=dtype)
         return soften(t5_checkpoint(directory, gated=family == "t5 gated", dtype=dtype))
 
     return make
@@ -52,13 +65,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 def run(encoder: EagerEncoder, sources: Sources, ids: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     with torch.inference_mode():
         activations = encoder.start(ids, mask)
-        for pair in sources:
+        for number, pair in enumerate(sources):
+            activations[f"hidden_states.{number}"] = activations["hidden"]
             for kind, layer in enumerate(pair):
                 if layer is not None:
                     activations["hidden"] = encoder.sub_block(2 * layer + kind, activations)
-        hidden = encoder.finish(activations)
-    assert hidden.dtype == torch.float32
-    return hidden.numpy()
+        activations[f"hidden_states.{len(sources)}"] = activations["hidden"]
+        [output] = encoder.finish(activations).values()
+    assert output.dtype == torch.float32
+    return output.numpy()
 
 
 def error(checkpoint: Path, sources: Sources = DENSE, *, masked: bool = True, **options: object) -> float:
@@ -89,6 +104,72 @@ def test_sub_blocks_in_any_arrangement(family: str, checkpoints: Checkpoints) ->
         assert relative_error(ours, truth) < TOLERANCE
 
     check()
+
+
+def states(*layers: int, join: Any = None) -> Output:
+    return Output("hidden_states", layers, join)
+
+
+OUTPUTS = {
+    "the embedding": states(0),
+    "on the way": states(1),
+    "the last but one": states(LAYERS - 1),
+    "after the last": states(LAYERS),
+    "joined": states(2, 0, LAYERS, join="concatenate"),
+    "joined, on the way": states(1, 2, join="concatenate"),
+    "every layer, stacked": states(1, 2, LAYERS, join="stack"),
+    "pooled": Output("pooler_output"),
+    "pooled and projected": Output("text_embeds"),
+}
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        (family, name)
+        for family in ("t5 gated", "bert", *OTHERS)
+        for name, output in OUTPUTS.items()
+        if family == "clip" or not output.pooled
+    ],
+)
+def test_every_output_under_a_plan(family: str, name: str, masked: bool, checkpoints: Checkpoints) -> None:
+    checkpoint, output = checkpoints(family), OUTPUTS[name]
+    mask = MASK_RIGHT if masked else None
+    for plan in (DENSE, [(0, 0), (2, None), (2, 2)], [(None, 1), (1, 1), (1, None)]):
+        encoder = eager(checkpoint, output, masked=masked)
+        truth = naive.rows(checkpoint, plan, IDS, mask, output)
+        needed = plan[: encoder.encoder.depth([output])]  # what comes after it is not even given
+        ours = run(encoder, needed, IDS, mask)
+        if output.join == "stack":
+            assert ours.shape[:2] == (len(IDS), len(output.layers))
+            ours = ours.transpose(0, 2, 1, 3).reshape(truth.shape)
+        assert relative_error(ours, truth) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["t5 gated", "gemma3_text"])
+def test_units_beyond_the_encoders_are_the_same_sub_blocks_on_other_weights(
+    family: str, checkpoints: Checkpoints
+) -> None:
+    """Gemma's layers differ in more than their weights."""
+    checkpoint = checkpoints(family)
+    encoder = eager(checkpoint)
+    prefixes = [unit_prefix(encoder.encoder, unit) for unit in range(3 * 2 * LAYERS)]
+    assert len({*prefixes}) == len({*prefixes[: 2 * LAYERS]}) * 3
+    tensors = open_checkpoint(checkpoint).tensors
+    copies = {
+        other + name.removeprefix(own): encoder.weights.stored(name)
+        for own, other in zip(prefixes[: 2 * LAYERS] * 2, prefixes[2 * LAYERS :], strict=True)
+        for name in tensors
+        if name.startswith(own)
+    }
+    wider = eager(checkpoint, replaced=copies)
+    for unit in range(2 * LAYERS):
+        with torch.inference_mode():
+            activations = encoder.start(IDS, MASK)
+            for turn in (1, 2):
+                ours = wider.sub_block(unit + turn * 2 * LAYERS, activations)
+                assert torch.equal(ours, encoder.sub_block(unit, activations))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -197,7 +278,18 @@ def test_nothing_is_written_to_the_checkpoint(dtype: torch.dtype, tmp_path: Path
     assert contents(checkpoint) == before
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+PARTS = {
+    "clip": (("self_attn.", "layer_norm1."), ("mlp.", "layer_norm2.")),
+    "llama": (("self_attn.", "input_layernorm."), ("mlp.", "post_attention_layernorm.")),
+    "gemma3_text": (
+        ("self_attn.", "input_layernorm.", "post_attention_layernorm."),
+        ("mlp.", "pre_feedforward_layernorm.", "post_feedforward_layernorm."),
+    ),
+}
+"""What belongs to an attention and to a feed-forward, by what their tensors' names begin with in a layer."""
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *PARTS])
 def test_parameters_of_the_units_and_of_the_rest_are_all(family: str, checkpoints: Checkpoints) -> None:
     checkpoint = checkpoints(family)
     encoder = eager(checkpoint).encoder
@@ -208,6 +300,11 @@ def test_parameters_of_the_units_and_of_the_rest_are_all(family: str, checkpoint
         parts = (("attention.",), ("intermediate.", "output."))
         units = [[f"encoder.layer.{unit // 2}.{part}" for part in parts[unit % 2]] for unit in range(2 * LAYERS)]
         rest = ["embeddings.", "pooler."]
+    elif family in PARTS:
+        [root] = {name.partition("layers.")[0] for name in sizes if "layers." in name}
+        parts = PARTS[family]
+        units = [[f"{root}layers.{unit // 2}.{part}" for part in parts[unit % 2]] for unit in range(2 * LAYERS)]
+        rest = [name for name in sizes if "layers." not in name]
     else:
         units = [[f"encoder.block.{unit // 2}.layer.{unit % 2}."] for unit in range(2 * LAYERS)]
         rest = ["shared.", "encoder.final_layer_norm."]
@@ -218,4 +315,5 @@ def test_parameters_of_the_units_and_of_the_rest_are_all(family: str, checkpoint
     assert list(counts) == expected
     others = sum(size for name, size in sizes.items() if name.startswith(tuple(rest)))
     assert sum(counts) + biases + others == sum(sizes.values())
-    assert json.loads((checkpoint / "config.json").read_text())["model_type"] == encoder.family
+    model_type = json.loads((checkpoint / "config.json").read_text())["model_type"]
+    assert encoder.family == {"clip_text_model": "clip", "gemma3_text": "gemma3"}.get(model_type, model_type)

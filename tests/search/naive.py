@@ -1,11 +1,12 @@
 """The truth about searches: the paper's definitions as plain loops, in which transformers runs every candidate whole.
 
 Shares nothing with `skrr_export`. An arrangement is a tuple: for each of the 2N units, the unit that runs in its place
-(`2 * layer` an attention, `2 * layer + 1` a feed-forward), or None.
+(`2 * layer` an attention, `2 * layer + 1` a feed-forward), or None. Units that it leaves out at the end run as ever.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tests import reference
+from tests.families import clip, decoders
 
 Arrangement = tuple[int | None, ...]
 Item = tuple[int, ...]
@@ -29,6 +31,43 @@ class Pipeline(Protocol):
     masked: bool
     reads_padding: bool
     lowercase: bool
+    outputs: Sequence[Any]
+
+
+def encode(
+    checkpoint: Path,
+    plan: reference.Sources | None,
+    ids: np.ndarray,
+    mask: np.ndarray | None = None,
+    output: str = "last_hidden_state",
+) -> np.ndarray:
+    """An output of any family's checkpoint; see `tests.reference.encode`."""
+    model_type = _config(checkpoint)["model_type"]
+    families = {"clip_text_model": clip, "clip": clip, **dict.fromkeys(decoders.FAMILIES, decoders)}
+    return families.get(model_type, reference).encode(checkpoint, plan, ids, mask, output)
+
+
+def rows(
+    checkpoint: Path,
+    plan: reference.Sources | None,
+    ids: np.ndarray,
+    mask: np.ndarray | None,
+    output: Any,
+) -> np.ndarray:
+    """What a pipeline takes: `[batch, sequence, features]`, of several layers side by side; pooled without sequence."""
+    kinds = [output.kind] if output.kind != "hidden_states" else [f"hidden_states.{layer}" for layer in output.layers]
+    return np.concatenate([encode(checkpoint, plan, ids, mask, kind) for kind in kinds], axis=-1)
+
+
+@cache
+def _config(checkpoint: Path) -> dict[str, Any]:
+    return dict(json.loads((checkpoint / "config.json").read_text()))
+
+
+def num_layers(checkpoint: Path) -> int:
+    """Layers of a checkpoint."""
+    config = _config(checkpoint)
+    return int(config.get("num_layers") or config.get("num_hidden_layers") or 0)
 
 
 def tokenise(checkpoint: Path, prompts: Sequence[str], pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray]:
@@ -48,10 +87,11 @@ def _tokenizer(checkpoint: Path) -> Any:
     return AutoTokenizer.from_pretrained(checkpoint)
 
 
-def sources(arrangement: Arrangement) -> reference.Sources:
-    """An arrangement as pairs of layers."""
-    layers = [None if unit is None else unit // 2 for unit in arrangement]
-    return list(zip(layers[::2], layers[1::2], strict=True))
+def sources(arrangement: Arrangement, layers: int = 0) -> reference.Sources:
+    """An arrangement as pairs, for at least so many layers."""
+    whole = (*arrangement, *range(len(arrangement), 2 * layers))
+    units = [None if unit is None else unit // 2 for unit in whole]
+    return list(zip(units[::2], units[1::2], strict=True))
 
 
 class Truth:
@@ -77,10 +117,10 @@ class Truth:
     def _seen(self, batch: tuple[np.ndarray, np.ndarray], arrangement: Arrangement | None) -> np.ndarray:
         """What the denoiser makes of a batch: `[rows, features]`, float64."""
         ids, mask = batch
-        plan = None if arrangement is None else sources(arrangement)
-        hidden = reference.encode(self.checkpoint, plan, ids, mask if self.pipeline.masked else None)
+        plan = None if arrangement is None else sources(arrangement, num_layers(self.checkpoint))
+        found = rows(self.checkpoint, plan, ids, mask if self.pipeline.masked else None, self.pipeline.outputs[0])
         read = np.ones(ids.shape, bool) if self.pipeline.reads_padding else mask == 1
-        return self.project(hidden[read].astype(np.float64))
+        return self.project((found if found.ndim == 2 else found[read]).astype(np.float64))
 
     def terms(self, arrangement: Arrangement) -> tuple[float, float]:
         """The mean squared errors on the prompts and on the null prompt."""

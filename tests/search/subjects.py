@@ -19,6 +19,7 @@ from skrr_export.calibration import Calibration, calibrate
 from skrr_export.checkpoint import open_checkpoint
 from skrr_export.encoders import parameter_shapes, recognise
 from skrr_export.encoders.eager import EagerEncoder, Weights, unit_parameters
+from skrr_export.outputs import LAST, Output
 from skrr_export.pipelines import Preset
 from skrr_export.plan import Plan
 from skrr_export.search.activations import ActivationEngine
@@ -58,11 +59,13 @@ LTX-Video `read masked`, PixArt `masked, fixed`."""
 MASKED, UNMASKED = KINDS["masked"], KINDS["unmasked"]
 
 
-def eager(checkpoint: Path, *, masked: bool = True, budget_bytes: int = 0, **options: Any) -> EagerEncoder:
-    """A checkpoint run a sub-block at a time, in fp32."""
+def eager(
+    checkpoint: Path, output: Output = LAST, *, masked: bool = True, budget_bytes: int = 0, **options: Any
+) -> EagerEncoder:
+    """A checkpoint run a sub-block at a time, in fp32; `output` counts layers from the start."""
     opened = open_checkpoint(checkpoint)
     weights = Weights(opened.tensors, CPU, torch.float32, budget_bytes=budget_bytes, **options)
-    return EagerEncoder(recognise(opened), weights, CPU, masked=masked)
+    return EagerEncoder(recognise(opened), weights, CPU, masked=masked, outputs=[output])
 
 
 def calibration_of(
@@ -96,19 +99,22 @@ def subject(
 
     Args:
         checkpoint: a checkpoint with a tokenizer.
-        preset: how its pipeline calls it.
+        preset: how its pipeline calls it, and what it takes first.
         prompts: to calibrate on.
         cache_bytes: for hidden states.
         workers: that share the chunks.
         options: of the discrepancy.
     """
-    encoder = eager(checkpoint, masked=preset.masked)
+    definition = recognise(open_checkpoint(checkpoint))
+    output = preset.outputs[0].resolve(definition.num_layers)
     chosen = calibration_of(checkpoint, preset, prompts)
-    engine = ActivationEngine(encoder, (chosen.null, *chosen.chunks), cache_bytes)
-    definition = encoder.encoder
+    engine = ActivationEngine(
+        eager(checkpoint, output, masked=preset.masked), (chosen.null, *chosen.chunks), cache_bytes
+    )
     everything = parameter_shapes(definition, Plan.identity(definition.family, definition.num_layers))
     total = sum(math.prod(shape) for shape in everything.values())
-    space = Space(definition.family, definition.num_layers, unit_parameters(definition), total)
+    units = unit_parameters(definition)[: 2 * definition.depth([output])]
+    space = Space(definition.family, definition.num_layers, units, total)
     return Subject(space, engine, Discrepancy(engine, workers, space.dense, **options))
 
 

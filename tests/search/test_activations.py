@@ -51,7 +51,7 @@ def without_a_cache(engine: ActivationEngine, number: int, arrangement: Arrangem
         for unit in arrangement:
             if unit is not None:
                 activations["hidden"] = engine.encoder.sub_block(unit, activations)
-        return engine.encoder.finish(activations)[torch.from_numpy(chunk.counted)]
+        return engine.encoder.finish(activations)["last_hidden_state"][torch.from_numpy(chunk.counted)]
 
 
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])

@@ -16,21 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from skrr_export.errors import CheckpointError, InputError
+from skrr_export.pipelines import PRESETS
 from skrr_export.search.projection import Projection, open_projection
 
 WIDTH = 37
-"""Of the encoder; no denoiser below has another dimension like it."""
+"""Of the encoder; no projection below has another dimension like it."""
 TOLERANCE = 1e-6
 """Relative, of two orders of the same fp32 sums over fewer than 50 terms."""
 SINGLE = "diffusion_pytorch_model.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
-CAPTION = [
-    "caption_projection.linear_1.weight",
-    "caption_projection.linear_1.bias",
-    "caption_projection.linear_2.weight",
-    "caption_projection.linear_2.bias",
-]
+TWO_LAYERS = ["linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"]
+CAPTION = [f"caption_projection.{name}" for name in TWO_LAYERS]
 DENOISERS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     # class in diffusers: its arguments, the submodules that its forward sends the text through, and their tensors
     "FluxTransformer2DModel": (
@@ -140,6 +137,247 @@ DENOISERS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ["caption_projection", "caption_norm"],
         [*CAPTION, "caption_norm.weight"],
     ),
+    "AllegroTransformer3DModel": (
+        {
+            "num_attention_heads": 3,
+            "attention_head_dim": 12,
+            "in_channels": 3,
+            "out_channels": 3,
+            "num_layers": 1,
+            "cross_attention_dim": 36,
+            "sample_height": 6,
+            "sample_width": 6,
+            "sample_frames": 5,
+            "caption_channels": WIDTH,
+        },
+        ["caption_projection"],
+        CAPTION,
+    ),
+    "ChromaTransformer2DModel": (
+        {
+            "in_channels": 5,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 14,
+            "num_attention_heads": 3,
+            "joint_attention_dim": WIDTH,
+            "axes_dims_rope": (2, 4, 8),
+            "approximator_num_channels": 8,
+            "approximator_hidden_dim": 10,
+            "approximator_layers": 1,
+        },
+        ["context_embedder"],
+        ["context_embedder.weight", "context_embedder.bias"],
+    ),
+    "Flux2Transformer2DModel": (
+        {
+            "in_channels": 5,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 14,
+            "num_attention_heads": 3,
+            "joint_attention_dim": WIDTH,
+            "timestep_guidance_channels": 6,
+            "axes_dims_rope": (2, 4, 4, 4),
+        },
+        ["context_embedder"],
+        ["context_embedder.weight"],
+    ),
+    "CogView4Transformer2DModel": (
+        {
+            "in_channels": 3,
+            "out_channels": 3,
+            "num_layers": 1,
+            "attention_head_dim": 14,
+            "num_attention_heads": 3,
+            "text_embed_dim": WIDTH,
+            "time_embed_dim": 10,
+            "condition_dim": 6,
+        },
+        ["patch_embed.text_proj"],
+        ["patch_embed.text_proj.weight", "patch_embed.text_proj.bias"],
+    ),
+    "HunyuanVideoTransformer3DModel": (
+        {
+            "in_channels": 3,
+            "out_channels": 3,
+            "num_attention_heads": 3,
+            "attention_head_dim": 14,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "num_refiner_layers": 1,
+            "text_embed_dim": WIDTH,
+            "pooled_projection_dim": 11,
+            "rope_axes_dim": (2, 4, 8),
+        },
+        ["context_embedder.proj_in"],
+        ["context_embedder.proj_in.weight", "context_embedder.proj_in.bias"],
+    ),
+    "WanTransformer3DModel": (
+        {
+            "num_attention_heads": 3,
+            "attention_head_dim": 14,
+            "in_channels": 3,
+            "out_channels": 3,
+            "text_dim": WIDTH,
+            "freq_dim": 6,
+            "ffn_dim": 13,
+            "num_layers": 1,
+        },
+        ["condition_embedder.text_embedder"],
+        [f"condition_embedder.text_embedder.{name}" for name in TWO_LAYERS],
+    ),
+    "HunyuanDiT2DModel": (
+        {
+            "num_attention_heads": 3,
+            "attention_head_dim": 14,
+            "in_channels": 3,
+            "patch_size": 2,
+            "sample_size": 6,
+            "hidden_size": 42,
+            "num_layers": 2,
+            "cross_attention_dim": 21,
+            "cross_attention_dim_t5": WIDTH,
+            "pooled_projection_dim": 11,
+            "text_len": 3,
+            "text_len_t5": 4,
+        },
+        ["text_embedder"],
+        [f"text_embedder.{name}" for name in TWO_LAYERS],
+    ),
+    "MochiTransformer3DModel": (
+        {
+            "num_attention_heads": 3,
+            "attention_head_dim": 14,
+            "num_layers": 2,
+            "pooled_projection_dim": 21,
+            "in_channels": 3,
+            "text_embed_dim": WIDTH,
+            "time_embed_dim": 10,
+        },
+        ["time_embed.caption_proj"],
+        ["time_embed.caption_proj.weight", "time_embed.caption_proj.bias"],
+    ),
+    "Lumina2Transformer2DModel": (
+        {
+            "sample_size": 6,
+            "in_channels": 3,
+            "hidden_size": 42,
+            "num_layers": 1,
+            "num_refiner_layers": 1,
+            "num_attention_heads": 3,
+            "num_kv_heads": 1,
+            "multiple_of": 2,
+            "axes_dim_rope": (2, 4, 8),
+            "axes_lens": (10, 10, 10),
+            "cap_feat_dim": WIDTH,
+        },
+        ["time_caption_embed.caption_embedder"],
+        [f"time_caption_embed.caption_embedder.{name}" for name in ("0.weight", "1.weight", "1.bias")],
+    ),
+    "ZImageTransformer2DModel": (
+        {
+            "in_channels": 3,
+            "dim": 42,
+            "n_layers": 1,
+            "n_refiner_layers": 1,
+            "n_heads": 3,
+            "n_kv_heads": 3,
+            "cap_feat_dim": WIDTH,
+            "axes_dims": [2, 4, 8],
+            "axes_lens": [10, 10, 10],
+        },
+        ["cap_embedder"],
+        ["cap_embedder.0.weight", "cap_embedder.1.weight", "cap_embedder.1.bias"],
+    ),
+    "QwenImageTransformer2DModel": (
+        {
+            "patch_size": 2,
+            "in_channels": 12,
+            "out_channels": 3,
+            "num_layers": 1,
+            "attention_head_dim": 14,
+            "num_attention_heads": 3,
+            "joint_attention_dim": WIDTH,
+            "axes_dims_rope": (2, 4, 8),
+        },
+        ["txt_norm", "txt_in"],
+        ["txt_norm.weight", "txt_in.weight", "txt_in.bias"],
+    ),
+    "HiDreamImageTransformer2DModel": (
+        {
+            "patch_size": 2,
+            "in_channels": 3,
+            "out_channels": 3,
+            "num_layers": 16,
+            "num_single_layers": 32,
+            "attention_head_dim": 4,
+            "num_attention_heads": 1,
+            "caption_channels": [WIDTH, 7],
+            "text_emb_dim": 5,
+            "num_routed_experts": 2,
+            "num_activated_experts": 1,
+            "axes_dims_rope": (2, 2),
+            "max_resolution": (4, 4),
+            "llama_layers": [0] * 48,
+        },
+        ["caption_projection.48"],
+        ["caption_projection.48.linear.weight"],
+    ),
+    "UNet2DConditionModel": (
+        {
+            "sample_size": 6,
+            "in_channels": 3,
+            "out_channels": 3,
+            "down_block_types": ("CrossAttnDownBlock2D",),
+            "up_block_types": ("CrossAttnUpBlock2D",),
+            "block_out_channels": (6,),
+            "layers_per_block": 1,
+            "norm_num_groups": 3,
+            "cross_attention_dim": 10,
+            "encoder_hid_dim": WIDTH,
+            "encoder_hid_dim_type": "text_proj",
+            "attention_head_dim": 3,
+        },
+        ["encoder_hid_proj"],
+        ["encoder_hid_proj.weight", "encoder_hid_proj.bias"],
+    ),
+    "PriorTransformer": (
+        {
+            "num_attention_heads": 3,
+            "attention_head_dim": 7,
+            "num_layers": 1,
+            "embedding_dim": WIDTH,
+            "num_embeddings": 4,
+            "additional_embeddings": 4,
+        },
+        ["encoder_hidden_states_proj"],
+        ["encoder_hidden_states_proj.weight", "encoder_hidden_states_proj.bias"],
+    ),
+    "StableCascadeUNet": (
+        {
+            "in_channels": 3,
+            "out_channels": 3,
+            "timestep_ratio_embedding_dim": 4,
+            "conditioning_dim": 10,
+            "block_out_channels": (6,),
+            "num_attention_heads": (1,),
+            "down_num_layers_per_block": (1,),
+            "up_num_layers_per_block": (1,),
+            "down_blocks_repeat_mappers": (1,),
+            "up_blocks_repeat_mappers": (1,),
+            "block_types_per_layer": (("SDCascadeResBlock",),),
+            "clip_text_in_channels": WIDTH,
+            "clip_text_pooled_in_channels": 5,
+            "clip_image_in_channels": 4,
+            "clip_seq": 2,
+            "dropout": (0.1,),
+            "timestep_conditioning_type": ("sca",),
+            "switch_level": (False,),
+        },
+        ["clip_txt_mapper"],
+        ["clip_txt_mapper.weight", "clip_txt_mapper.bias"],
+    ),
 }
 
 
@@ -207,6 +445,11 @@ def test_projection_is_the_denoisers(denoiser: Denoiser, rows: Tensor) -> None:
     assert _error(projection(rows), denoiser.project(rows)) < TOLERANCE
 
 
+def test_rows_so_faint_that_the_epsilon_of_a_norm_matters(denoiser: Denoiser, rows: Tensor) -> None:
+    projection = open_projection(denoiser.directory, WIDTH)
+    assert _error(projection(rows * 1e-3), denoiser.project(rows * 1e-3)) < TOLERANCE
+
+
 def test_each_tensor_matters(denoiser: Denoiser, rows: Tensor, tmp_path: Path) -> None:
     """Or the comparison would not tell that one was left out."""
     weights = load_file(denoiser.directory / SINGLE)
@@ -251,8 +494,9 @@ def test_file_is_enough(flux: Denoiser, rows: Tensor, tmp_path: Path) -> None:
     assert torch.equal(projection(rows), open_projection(flux.directory, WIDTH)(rows))
 
 
-def test_pipeline_directory_has_its_transformer(flux: Denoiser, rows: Tensor, tmp_path: Path) -> None:
-    shutil.copytree(flux.directory, tmp_path / "transformer")
+@pytest.mark.parametrize("folder", ["transformer", "unet", "prior"])
+def test_pipeline_directory_has_its_denoiser(folder: str, flux: Denoiser, rows: Tensor, tmp_path: Path) -> None:
+    shutil.copytree(flux.directory, tmp_path / folder)
     (tmp_path / "model_index.json").write_text("{}")
     assert _error(open_projection(tmp_path, WIDTH)(rows), flux.project(rows)) < TOLERANCE
 
@@ -277,6 +521,48 @@ def test_projection_moves_and_is_frozen(flux: Denoiser, rows: Tensor) -> None:
     assert isinstance(projection, Projection)
     assert projection(rows.to("meta")).device.type == "meta"
     assert not open_projection(flux.directory, WIDTH)(rows).requires_grad
+
+
+# What a pipeline's denoiser is known to read the encoder by
+
+UNKNOWN = {
+    "cosmos", "flux.1/text_encoder", "hidream/text_encoder", "hidream/text_encoder_2", "hidream/text_encoder_4",
+    "hunyuandit/text_encoder", "hunyuanvideo/text_encoder_2", "sd1.5", "sdxl/text_encoder", "sdxl/text_encoder_2",
+}  # fmt: skip
+"""Presets whose denoiser has no projection of rows, or none that we know."""
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.projection])
+def test_presets_whose_denoiser_has_a_projection(name: str, tmp_path: Path) -> None:
+    """Every other one's is in the table, by a name that the preset has: all that is missing is a file that holds it."""
+    names = PRESETS[name].projection
+    save_file({"other": torch.ones(2)}, tmp_path / SINGLE)
+    with pytest.raises(InputError) as caught:
+        open_projection(tmp_path, WIDTH, names)
+    assert str(caught.value) == (
+        f"the pipeline's denoiser reads this encoder by {', '.join(names)}: no text projection that we know; "
+        "leave --denoiser out"
+        if name in UNKNOWN
+        else f"{tmp_path / SINGLE} holds no text projection that we know; looked for {names[0]}"
+    )
+
+
+def test_names_decide_between_two_projections(tmp_path: Path) -> None:
+    """As in HunyuanVideo, whose other text projection is for a pooled vector; and whatever stands first in a file."""
+    one, other = torch.full((2, WIDTH), 1.0), torch.full((3, WIDTH), 2.0)
+    save_file(
+        {
+            "context_embedder.weight": one,
+            "context_embedder.proj_in.weight": other,
+            "context_embedder.proj_in.bias": torch.zeros(3),
+        },
+        tmp_path / SINGLE,
+    )
+    rows = torch.ones(1, WIDTH)
+    assert open_projection(tmp_path, WIDTH)(rows).tolist() == [[WIDTH] * 2]
+    assert open_projection(tmp_path, WIDTH, ["context_embedder.weight"])(rows).tolist() == [[WIDTH] * 2]
+    names = ("context_embedder.proj_in.weight", "context_embedder.time_text_embed.text_embedder.linear_1.weight")
+    assert open_projection(tmp_path, WIDTH, names)(rows).tolist() == [[2 * WIDTH] * 3]
 
 
 # Variants
@@ -340,13 +626,12 @@ def test_encoder_of_another_width_is_refused(denoiser: Denoiser) -> None:
 
 def test_denoiser_without_a_known_projection_is_refused(tmp_path: Path) -> None:
     file = tmp_path / SINGLE
-    save_file({"context_embedder.proj_in.weight": torch.ones(5, WIDTH)}, file)
-    assert _refused(tmp_path, InputError) == (
-        f"{file} holds no text projection that we know; looked for caption_projection.linear_1.weight, "
-        "context_embedder.weight, patch_embed.text_proj.weight"
-    )
+    save_file({"context_embedder.proj_out.weight": torch.ones(5, WIDTH)}, file)
+    message = _refused(tmp_path, InputError)
+    assert message.startswith(f"{file} holds no text projection that we know; looked for caption_projection.linear_1.")
+    assert message.endswith(", encoder_hidden_states_proj.weight, clip_txt_mapper.weight")
     file.unlink()
-    (tmp_path / INDEX).write_text('{"weight_map": {"context_embedder.proj_in.weight": "absent.safetensors"}}')
+    (tmp_path / INDEX).write_text('{"weight_map": {"context_embedder.proj_out.weight": "absent.safetensors"}}')
     assert f"{INDEX} holds no text projection" in _refused(tmp_path, InputError)
 
 

@@ -36,6 +36,18 @@ def test_dense_runs_every_unit_in_its_place() -> None:
     assert SPACE.plan(SPACE.dense, {}).is_identity
 
 
+def test_layers_that_decide_nothing_are_not_in_it_and_stay() -> None:
+    """Two of four layers count; of the others 60 parameters are read by nobody."""
+    space = Space("t5", 4, (10, 30, 11, 31), 300, unread_parameters=60)
+    assert space.dense == (0, 1, 2, 3)
+    assert space.items("sub-block") == [(0,), (1,), (2,), (3,)]
+    assert space.items("layer") == [(0, 1), (2, 3)]
+    assert space.sparsity(space.dense) == 60 / 300
+    assert space.sparsities([(1,), (2,)]) == [90 / 300, 101 / 300]
+    assert space.plan((2, None, 2, 3), {}).sources == ((1, None), (1, 1), (2, 2), (3, 3))
+    assert space.plan(space.dense, {}).is_identity
+
+
 def test_items_are_sub_blocks_or_layers_in_the_order_in_which_they_run() -> None:
     assert SPACE.items("sub-block") == [(0,), (1,), (2,), (3,), (4,), (5,)]
     assert SPACE.items("layer") == [(0, 1), (2, 3), (4, 5)]
