@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from skrr_export.bundle import Bundle
 from skrr_export.checkpoint import Checkpoint, fingerprint
 from skrr_export.dtypes import READABLE
 from skrr_export.encoders.base import Encoder, Shape, Step, parameter_shapes
 from skrr_export.encoders.bert import BertEncoder
+from skrr_export.encoders.clip import ClipEncoder
+from skrr_export.encoders.decoder import DECODERS
 from skrr_export.encoders.t5 import T5Encoder
 from skrr_export.encoders.umt5 import UMT5Encoder
 from skrr_export.errors import BundleError, CheckpointError
@@ -20,13 +23,15 @@ from skrr_export.plan import Plan
 from skrr_export.tensorfile import StoredTensor
 
 __all__ = [
-    "FAMILIES", "Encoder", "Selection", "Shape", "Step", "bundle_encoder", "parameter_shapes",
-    "recognise", "select", "wrong_weights",
+    "FAMILIES", "Encoder", "Selection", "Shape", "Step", "bundle_encoder", "encoder_of",
+    "parameter_shapes", "recognise", "select", "wrong_weights",
 ]  # fmt: skip
 
-FAMILIES: Mapping[str, type[Encoder]] = {family.family: family for family in (T5Encoder, UMT5Encoder, BertEncoder)}
+_CLASSES: tuple[type[Encoder], ...] = (T5Encoder, UMT5Encoder, BertEncoder, ClipEncoder, *DECODERS)
+
+FAMILIES: Mapping[str, type[Encoder]] = {family.family: family for family in _CLASSES}
 """Known families by name."""
-_BY_MODEL_TYPE = {model_type: family for family in FAMILIES.values() for model_type in family.model_types}
+_BY_MODEL_TYPE = {model_type: family for family in _CLASSES for model_type in family.model_types}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +56,30 @@ class Selection:
         return 1 - self.kept_parameters / self.total_parameters
 
 
+def encoder_of(config: Mapping[str, Any], tensor_names: Collection[str]) -> Encoder:
+    """The encoder that a configuration describes.
+
+    Args:
+        config: content of `config.json`.
+        tensor_names: of the checkpoint, which tell how they are prefixed, and whether it has what is optional.
+
+    Raises:
+        CheckpointError: its architecture is unknown, or the configuration malformed.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _BY_MODEL_TYPE:
+        raise CheckpointError(f"unknown architecture {model_type!r}; known: {', '.join(sorted(_BY_MODEL_TYPE))}")
+    return _BY_MODEL_TYPE[model_type].from_config(config, tensor_names)
+
+
 def recognise(checkpoint: Checkpoint) -> Encoder:
     """The encoder that a checkpoint holds.
 
     Raises:
         CheckpointError: its architecture is unknown, or its configuration malformed.
     """
-    model_type = checkpoint.config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _BY_MODEL_TYPE:
-        raise CheckpointError(
-            f"{checkpoint.directory}: unknown architecture {model_type!r}; known: {', '.join(sorted(_BY_MODEL_TYPE))}"
-        )
     try:
-        return _BY_MODEL_TYPE[model_type].from_config(checkpoint.config, checkpoint.tensors.keys())
+        return encoder_of(checkpoint.config, checkpoint.tensors.keys())
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.directory}: {error}") from error
 
@@ -77,8 +93,8 @@ def bundle_encoder(bundle: Bundle) -> Encoder:
     tensors = bundle.parameters()
     try:
         config = json.loads((bundle.directory / CONFIG).read_text(encoding="utf-8"))
-        return FAMILIES[bundle.manifest.family].from_config(config, tensors)
-    except (OSError, ValueError, KeyError, AttributeError, CheckpointError) as error:
+        return encoder_of(config, tensors)
+    except (OSError, ValueError, AttributeError, CheckpointError) as error:
         raise BundleError(f"{bundle.directory / CONFIG} is damaged: {error}") from error
 
 

@@ -27,7 +27,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    # In fp32, for a half-precision graph would hold 1.702 in its own type; in bf16 that is 1.703.
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x.float()).to(x.dtype),
     "silu": F.silu,
 }
 """Activation functions by the name transformers gives them."""
@@ -124,7 +125,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def epilogue(self, kind: OutputKind, *, masked: bool) -> list[Step]:
-        """The steps from `hidden` after the last layer to an output of one of `kinds`, which they name like the kind."""
+        """The steps from `hidden` after the last layer to an output of one of `kinds`, named like the kind."""
 
     def features(self, kind: OutputKind) -> int:
         """Width of a hidden state or pooled vector."""

@@ -36,7 +36,7 @@ class T5Encoder(Encoder):
     """A T5 encoder; `num_heads * head_size` need not be `hidden_size`."""
 
     family: ClassVar[str] = "t5"
-    model_types: ClassVar[tuple[str, ...]] = ("t5",)
+    model_types: ClassVar[tuple[str, ...]] = ("t5", "mt5")
     norms_last: ClassVar[bool] = True
 
     num_layers: int

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common
 
 from skrr_export.dtypes import DType
-from skrr_export.encoders import Encoder, Shape, Step
+from skrr_export.encoders import Encoder, Shape
 from skrr_export.encoders.base import KEEP, parts_of
 from skrr_export.outputs import Output
 from skrr_export.plan import Plan
