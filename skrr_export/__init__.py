@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skrr_export.bundle import Bundle, open_bundle
     from skrr_export.errors import SkrrError
-    from skrr_export.exporting import ExportOptions, export_checkpoint
+    from skrr_export.exporting import ExportOptions, export_checkpoint, export_pipeline
     from skrr_export.measure.verify import verify
     from skrr_export.measuring import MeasureOptions, measure_bundle
     from skrr_export.plan import Plan
     from skrr_export.searching import SearchOptions, reuse_published, search_plans
     from skrr_export.targets.base import Session
-    from skrr_export.tokenization import encode_prompts
+    from skrr_export.tokenization import encode_prompts, encode_unconditional
 
 __all__ = [
     "Bundle",
@@ -33,7 +33,9 @@ __all__ = [
     "SearchOptions",
     "SkrrError",
     "encode_prompts",
+    "encode_unconditional",
     "export_checkpoint",
+    "export_pipeline",
     "measure_bundle",
     "open_bundle",
     "open_session",
@@ -50,7 +52,9 @@ _HOMES = {
     "SearchOptions": "searching",
     "SkrrError": "errors",
     "encode_prompts": "tokenization",
+    "encode_unconditional": "tokenization",
     "export_checkpoint": "exporting",
+    "export_pipeline": "exporting",
     "measure_bundle": "measuring",
     "open_bundle": "bundle",
     "reuse_published": "searching",

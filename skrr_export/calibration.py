@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from skrr_export.errors import InputError
-from skrr_export.pipelines import Preset, read_rows
+from skrr_export.pipelines import Preset
+from skrr_export.pipelines.rows import read_rows
 from skrr_export.tokenization import Tokenizer, Tokens
 
 CHUNKS = 16

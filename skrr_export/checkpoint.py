@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from skrr_export.tensorfile import StoredTensor, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PIPELINE_INDEX = "model_index.json"
+"""The file by which a pipeline's directory is known."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt",
@@ -77,6 +79,36 @@ def find_tokenizer(root: Path, directory: Path, subfolder: str | None) -> Path |
     return None
 
 
+def is_pipeline(location: str | Path) -> bool:
+    """Whether a location is a pipeline's, as diffusers saves it, and not one encoder's.
+
+    Raises:
+        CheckpointError: it is neither a path nor a hub id that can be reached.
+    """
+    root = Path(location) if os.path.lexists(location) else _snapshot(str(location), [PIPELINE_INDEX])
+    return (root / PIPELINE_INDEX).is_file() and not (root / "config.json").is_file()
+
+
+def encoder_folders(location: str | Path, expected: Sequence[str]) -> tuple[str, ...]:
+    """Which of a pipeline's text encoders are there: an optional one may have been left out.
+
+    Args:
+        location: a pipeline's directory or hub id.
+        expected: the folders of encoders that such a pipeline has.
+
+    Raises:
+        CheckpointError: none is there, or it is no pipeline.
+    """
+    patterns = [PIPELINE_INDEX, *(f"{folder}/config.json" for folder in expected)]
+    root = Path(location) if os.path.lexists(location) else _snapshot(str(location), patterns)
+    if not (root / PIPELINE_INDEX).is_file():
+        raise CheckpointError(f"{root} is not a pipeline: it has no {PIPELINE_INDEX}")
+    found = tuple(folder for folder in expected if (root / folder / "config.json").is_file())
+    if not found:
+        raise CheckpointError(f"{root} has none of the text encoders {', '.join(expected)}")
+    return found
+
+
 def fingerprint(checkpoint: Checkpoint) -> str:
     """A digest that tells checkpoints apart, of the configuration, and of every tensor's name, type, shape and ends.
 
@@ -99,16 +131,20 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def _download(model_id: str, subfolder: str | None) -> Path:
+    folders = [f"{subfolder}/", f"{subfolder.replace('text_encoder', 'tokenizer')}/"] if subfolder else [""]
+    names = ("config.json", SINGLE, INDEX, "model-*-of-*.safetensors", *TOKENIZER_FILES)
+    return _snapshot(model_id, [f"{folder}{name}" for folder in folders for name in names])
+
+
+def _snapshot(model_id: str, patterns: Sequence[str]) -> Path:
+    """Some files of a model on the hub, from the local cache where they are."""
     if not _HUB_ID.fullmatch(model_id):
         raise CheckpointError(f"no such path: {model_id}")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    folders = [f"{subfolder}/", f"{subfolder.replace('text_encoder', 'tokenizer')}/"] if subfolder else [""]
-    names = ("config.json", SINGLE, INDEX, "model-*-of-*.safetensors", *TOKENIZER_FILES)
-    patterns = [f"{folder}{name}" for folder in folders for name in names]
     try:
-        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
@@ -131,10 +167,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_config(directory: Path, subfolder: str | None) -> dict[str, Any]:
     if (directory / "config.json").is_file():
         return _read_json(directory / "config.json")
-    if not subfolder and (directory / "model_index.json").is_file():
+    if not subfolder and (directory / PIPELINE_INDEX).is_file():
         encoders = sorted(path.parent.name for path in directory.glob("text_encoder*/config.json"))
         raise CheckpointError(
-            f"{directory} is a pipeline: choose its encoder with --subfolder ({', '.join(encoders) or 'none found'})"
+            f"{directory} is a pipeline: choose its encoder with --subfolder ({', '.join(encoders) or 'none found'}), "
+            "or export all with --pipeline NAME"
         )
     raise CheckpointError(f"{directory} is not a checkpoint: it has no config.json")
 

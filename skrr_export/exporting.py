@@ -5,6 +5,7 @@ torch is imported only once the checkpoint has been found in order, so that a mi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -15,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skrr_export.bundle import Bundle
-from skrr_export.checkpoint import TOKENIZER_FILES, Checkpoint, find_tokenizer, open_checkpoint
+from skrr_export.checkpoint import TOKENIZER_FILES, Checkpoint, encoder_folders, find_tokenizer, open_checkpoint
 from skrr_export.dtypes import BAKEABLE, FP16, FP32, READABLE, DType, bakeable
 from skrr_export.errors import CheckpointError, InputError
 from skrr_export.manifest import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, FileEntry, Manifest, OutputEntry
-from skrr_export.pipelines import Preset, find_preset
+from skrr_export.pipelines import Preset, find_preset, pipeline_encoders
 from skrr_export.plan import Plan
-from skrr_export.progress import Progress, silent
-from skrr_export.staging import StagedDirectory
+from skrr_export.progress import Progress, part, silent
+from skrr_export.staging import StagedDirectory, StagedFolder
 from skrr_export.targets import TARGETS
 from skrr_export.targets.tensorrt.options import ENGINES, EngineOptions
 from skrr_export.tensorfile import Layout
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from skrr_export.targets.base import Source
     from skrr_export.tokenization import Tokenizer
 
+PIPELINE = "pipeline.json"
+"""The file by which an exported pipeline is known."""
 MAX_SIZE = 1 << 20
 """Largest batch or sequence that can be fixed."""
 MAX_VECTORS = 64
@@ -132,46 +135,96 @@ def export_checkpoint(
     """
     with StagedDirectory(Path(output), replace=options.replace, marker=MANIFEST) as stage:
         job = _prepare(location, options)
+        stage.require_space(_needed(job))
+        return _export(job, Path(output), StagedFolder(stage), progress)
 
-        from skrr_export.bake import bake
-        from skrr_export.rescale import UNCHANGED, rescale
-        from skrr_export.targets.building import build_targets, check_target
 
-        for target in options.targets:
-            check_target(target, job.dtype, job.preset, options.engine)
-        copies = 1 + sum(target in ENGINES for target in options.targets)  # an engine has its own
-        stage.require_space(copies * job.layout.nbytes)
-        rescaled = UNCHANGED
-        if job.dtype is FP16 and options.rescale:
-            rescaled = rescale(
-                job.checkpoint, job.encoder, job.plan, job.preset, prompts=options.prompts, progress=progress
-            )
-        tokenizer = cache(lambda: _tokenizer(job))  # for the recipe, and for test vectors
-        recipe, not_portable = _recipe(job, tokenizer)
-        file = stage.create(WEIGHTS)
-        tensors = job.selection.tensors
-        baked = bake(tensors, job.layout, job.dtype, file, progress, rescaling=rescaled.rescaling)
-        file.flush()
-        source = _source(job, job.encoder.rescaled(rescaled.rescaling), Path(f"/proc/self/fd/{file.fileno()}"))
-        files = {WEIGHTS: FileEntry(baked.sha256, baked.nbytes)}
-        built = build_targets(options.targets, source, inline=options.inline, engine=options.engine, progress=progress)
-        contents = {**_companions(job.checkpoint, source.encoder), **(recipe.files if recipe else {})}
-        for each in built.values():
-            contents |= each.files
-        for name, content in contents.items():
-            stage.write(name, content)
-            files[name] = FileEntry(hashlib.sha256(content).hexdigest(), len(content))
-        rescaling = rescaled.describe(baked.subnormal)
-        targets = {target: each.entry for target, each in built.items()}
-        manifest = _manifest(job, targets, files, rescaling, recipe)
-        if options.vectors:
-            manifest = _add_vectors(job, manifest, tokenizer(), stage, progress)
-        stage.write(MANIFEST, manifest.to_json().encode())
-        progress("flushing to disk", baked.nbytes, baked.nbytes)
+def export_pipeline(
+    location: str | Path,
+    output: str | Path,
+    options: ExportOptions,
+    plans: Mapping[str, Plan] | None = None,
+    *,
+    progress: Progress = silent,
+) -> dict[str, Exported]:
+    """Export every text encoder of a pipeline.
+
+    Args:
+        location: a pipeline's directory, as diffusers saves it, or its hub id.
+        output: a directory that gets a bundle for each encoder, named like its folder (`text_encoder_2`); appears
+            whole or not at all.
+        options: how; `pipeline` names the preset, and what is given there goes for every encoder.
+        plans: by the encoder's folder; the others are kept whole.
+        progress: told how far the job is.
+
+    Returns:
+        The bundles by the encoders' folders.
+
+    Raises:
+        SkrrError: of the kind that says what was wrong; nothing is written then.
+    """
+    if options.plan is not None or options.subfolder is not None or options.tokenizer is not None:
+        raise InputError("a plan, a subfolder or a tokenizer is for one encoder; this exports all of a pipeline")
+    plans = plans or {}
+    with StagedDirectory(Path(output), replace=options.replace, marker=PIPELINE, kind="folder of bundles") as stage:
+        folders = encoder_folders(location, pipeline_encoders(options.pipeline))
+        for folder in plans.keys() - folders:
+            raise InputError(f"a plan for '{folder}', which is none of this pipeline's encoders: {', '.join(folders)}")
+        jobs = {
+            folder: _prepare(location, dataclasses.replace(options, subfolder=folder, plan=plans.get(folder)))
+            for folder in folders
+        }
+        stage.require_space(sum(map(_needed, jobs.values())))
+        exported = {}
+        for number, (folder, job) in enumerate(jobs.items()):
+            own = part(progress, number, len(jobs))
+            exported[folder] = _export(job, Path(output) / folder, stage.folder(folder), own)
+        document = {"format": "skrr-pipeline/1", "pipeline": options.pipeline, "encoders": list(folders)}
+        stage.write(PIPELINE, json.dumps(document, indent=1).encode() + b"\n")
+    return exported
+
+
+def _needed(job: _Job) -> int:
+    """Bytes of weights that will be written; an engine has its own."""
+    return (1 + sum(target in ENGINES for target in job.options.targets)) * job.layout.nbytes
+
+
+def _export(job: _Job, output: Path, stage: StagedFolder, progress: Progress) -> Exported:
+    from skrr_export.bake import bake
+    from skrr_export.rescale import UNCHANGED, rescale
+    from skrr_export.targets.building import build_targets
+
+    options = job.options
+    rescaled = UNCHANGED
+    if job.dtype is FP16 and options.rescale:
+        rescaled = rescale(
+            job.checkpoint, job.encoder, job.plan, job.preset, prompts=options.prompts, progress=progress
+        )
+    tokenizer = cache(lambda: _tokenizer(job))  # for the recipe, and for test vectors
+    recipe, not_portable = _recipe(job, tokenizer)
+    file = stage.create(WEIGHTS)
+    tensors = job.selection.tensors
+    baked = bake(tensors, job.layout, job.dtype, file, progress, rescaling=rescaled.rescaling)
+    file.flush()
+    source = _source(job, job.encoder.rescaled(rescaled.rescaling), Path(f"/proc/self/fd/{file.fileno()}"))
+    files = {WEIGHTS: FileEntry(baked.sha256, baked.nbytes)}
+    built = build_targets(options.targets, source, inline=options.inline, engine=options.engine, progress=progress)
+    contents = {**_companions(job.checkpoint, source.encoder), **(recipe.files if recipe else {})}
+    for each in built.values():
+        contents |= each.files
+    for name, content in contents.items():
+        stage.write(name, content)
+        files[name] = FileEntry(hashlib.sha256(content).hexdigest(), len(content))
+    targets = {target: each.entry for target, each in built.items()}
+    manifest = _manifest(job, targets, files, rescaled.describe(baked.subnormal), recipe)
+    if options.vectors:
+        manifest = _add_vectors(job, manifest, tokenizer(), stage, progress)
+    stage.write(MANIFEST, manifest.to_json().encode())
+    progress("flushing to disk", baked.nbytes, baked.nbytes)
     dense_nbytes = manifest.total_parameters * manifest.dtype.itemsize
     warnings = (*job.warnings, *not_portable, *baked.warnings, *rescaled.warnings)
     reports = {target: each.report for target, each in built.items() if each.report}
-    return Exported(Bundle(Path(output), manifest), warnings, reports, dense_nbytes)
+    return Exported(Bundle(output, manifest), warnings, reports, dense_nbytes)
 
 
 def _prepare(location: str | Path, options: ExportOptions) -> _Job:
@@ -183,22 +236,43 @@ def _prepare(location: str | Path, options: ExportOptions) -> _Job:
 
     from skrr_export.bake import weights_layout
     from skrr_export.encoders import recognise, select, wrong_weights
+    from skrr_export.targets.building import check_target
 
     encoder = recognise(checkpoint)
     plan = options.plan or Plan.identity(encoder.family, encoder.num_layers)
-    preset = find_preset(options.pipeline, encoder.family, encoder.max_length)
-    preset = replace(preset, outputs=tuple(output.resolve(encoder.num_layers) for output in preset.outputs))
+    preset = _resolved(find_preset(options.pipeline, encoder, options.subfolder), checkpoint)
     selection = select(checkpoint, encoder, plan, preset.outputs)
     if options.sequence is not None:
         if encoder.max_length is not None and options.sequence > encoder.max_length:
             raise InputError(f"a sequence of {options.sequence} exceeds this encoder's maximum of {encoder.max_length}")
+        if options.sequence <= preset.crop[1] or options.sequence % preset.multiple_of:
+            raise InputError(
+                f"a sequence of {options.sequence} does not suit the pipeline '{preset.name}', which drops rows up to "
+                f"{preset.crop[1]} and pads to a multiple of {preset.multiple_of}"
+            )
         preset = replace(preset, max_length=options.sequence, padding="max_length")
     own = READABLE[selection.tensors[0].code]
     dtype = bakeable(options.dtype or (own.name if own.name in BAKEABLE else FP32.name))
     layout = weights_layout(selection.tensors, dtype, Path(WEIGHTS))
+    for target in options.targets:
+        check_target(target, dtype, preset, options.engine)
     wrong = wrong_weights(plan, checkpoint)
     warnings = () if wrong is None else (wrong,)
     return _Job(checkpoint, encoder, plan, selection, preset, dtype, layout, options, warnings)
+
+
+def _resolved(preset: Preset, checkpoint: Checkpoint) -> Preset:
+    """The preset with what depends on the tokenizer worked in."""
+    if preset.resolved:
+        return preset
+    if checkpoint.tokenizer is None:
+        raise InputError(
+            f"pipeline '{preset.name}' puts text around the prompt that depends on the tokenizer, and none was found "
+            f"with {checkpoint.directory}; give it with --tokenizer DIRECTORY"
+        )
+    from skrr_export.tokenization import Tokenizer
+
+    return Tokenizer(checkpoint.tokenizer, checkpoint.directory, preset).preset
 
 
 def _tokenizer(job: _Job) -> Tokenizer | None:
@@ -267,7 +341,7 @@ def _manifest(
 
 
 def _add_vectors(
-    job: _Job, manifest: Manifest, tokenizer: Tokenizer | None, stage: StagedDirectory, progress: Progress
+    job: _Job, manifest: Manifest, tokenizer: Tokenizer | None, stage: StagedFolder, progress: Progress
 ) -> Manifest:
     """Write test vectors for what was just built, by the reference from the checkpoint's own weights."""
     from skrr_export import vectors

@@ -24,14 +24,19 @@ class Output:
     kind: Kind
     layers: tuple[int, ...] = ()
     """Of `hidden_states`, as `transformers` counts them: 0 is the embedding, k is what layer k hands on, and negative
-    numbers count from the end. The last one is final-normed where the family's is in `transformers`."""
+    numbers count from the end. None at all, but joined, are all but the embedding. The last one is final-normed where
+    the family's is in `transformers`."""
     join: Join | None = None
     """Of several layers: side by side on the feature axis, or stacked on an axis of their own, after the batch."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind) or self.join not in (None, *get_args(Join)):
             raise InputError(f"no encoder gives {self.kind!r} joined by {self.join!r}")
-        if bool(self.layers) is not (self.kind == "hidden_states") or (self.join is None) is (len(self.layers) > 1):
+        if self.kind == "hidden_states":
+            fits = len(self.layers) != 1 if self.join else len(self.layers) == 1
+        else:
+            fits = not self.layers and self.join is None
+        if not fits:
             raise InputError(f"{self.kind} of the layers {list(self.layers)}, joined by {self.join!r}, is no output")
 
     @property
@@ -53,11 +58,13 @@ class Output:
         return ("batch", "sequence", features * max(1, len(self.layers)))
 
     def resolve(self, num_layers: int) -> Output:
-        """The same output with its layers counted from the start.
+        """The same output with its layers written out, and counted from the start.
 
         Raises:
             InputError: the encoder has too few layers.
         """
+        if self.join is not None and not self.layers:
+            return replace(self, layers=tuple(range(1, num_layers + 1)))
         for layer in self.layers:
             if not -num_layers - 1 <= layer <= num_layers:
                 raise InputError(f"it reads hidden_states[{layer}], and the encoder has {num_layers} layers")

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -158,6 +159,10 @@ class StagedDirectory:
         with disk_errors(self.target):
             self.create(name).write(content)
 
+    def folder(self, name: str) -> StagedFolder:
+        """A folder of the directory."""
+        return StagedFolder(self, f"{name}/")
+
     def link(self, name: str, source: Path) -> None:
         """Add a file that exists, by a hard link, so that it takes no space and is cached once; else by a copy."""
         with disk_errors(self.target):
@@ -207,6 +212,23 @@ class StagedDirectory:
         else:
             self.directory.rename(self.target)
         _fsync_directory(self.target.parent)
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFolder:
+    """A place in a staged directory, to which something that is written there can be confined."""
+
+    stage: StagedDirectory
+    prefix: str = ""
+    """Of the files' names."""
+
+    def create(self, name: str) -> BinaryIO:
+        """As `StagedDirectory.create`."""
+        return self.stage.create(self.prefix + name)
+
+    def write(self, name: str, content: bytes) -> None:
+        """As `StagedDirectory.write`."""
+        self.stage.write(self.prefix + name, content)
 
 
 def _exchange(new: Path, old: Path) -> None:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from skrr_export.bundle import Bundle
 from skrr_export.errors import BundleError, InputError
 from skrr_export.manifest import TOKENIZER
-from skrr_export.pipelines import Preset, finish
+from skrr_export.pipelines import Preset
 from skrr_export.pipelines.cleaning import note
+from skrr_export.pipelines.rows import finish
 from skrr_export.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from tests.checkpoints import t5_checkpoint
 
 NAMES = {
     "Bundle", "ExportOptions", "MeasureOptions", "Plan", "SearchOptions", "SkrrError", "encode_prompts",
-    "export_checkpoint", "measure_bundle", "open_bundle", "open_session", "reuse_published", "search_plans", "verify",
+    "encode_unconditional", "export_checkpoint", "export_pipeline", "measure_bundle", "open_bundle", "open_session",
+    "reuse_published", "search_plans", "verify",
 }  # fmt: skip
 HEAVY = ["torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "onnxscript", "huggingface_hub", "numpy", "rich"]
 

@@ -17,6 +17,7 @@ from skrr_export.cli.runtime import runtime_option
 @click.option(
     "--prompts", "prompts_file", type=click.Path(path_type=Path), help="Read prompts from a file, one a line."
 )
+@click.option("--negative", is_flag=True, help="They are negative prompts; some pipelines put no text around those.")
 @click.option("-o", "--output", "archive", type=click.Path(path_type=Path), help="Write an .npz archive.")
 @click.option("--to", "target", default="onnx", show_default=True, help="Target to run.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where to run.")
@@ -33,6 +34,7 @@ def command(
     bundle: Path,
     prompts: tuple[str, ...],
     prompts_file: Path | None,
+    negative: bool,
     archive: Path | None,
     target: str,
     device: str,
@@ -42,7 +44,8 @@ def command(
 ) -> None:
     """Encode prompts with a bundle, as its pipeline would.
 
-    The archive holds input_ids, attention_mask and last_hidden_state.
+    The archive holds input_ids, attention_mask, and what the pipeline takes of the encoder, such as last_hidden_state,
+    hidden_states.30 or text_embeds.
 
     \b
     Examples:
@@ -52,6 +55,7 @@ def command(
     import numpy as np
 
     from skrr_export.bundle import open_bundle
+    from skrr_export.pipelines.cleaning import note
     from skrr_export.prompts import read_prompts
     from skrr_export.staging import write_file
     from skrr_export.targets import open_target
@@ -62,9 +66,8 @@ def command(
     with output.progress() as progress:
         opened.check_hashes(progress)
         session = open_target(opened, target, device=device, mode=mode, runtime=runtime)
-        arrays = encode_prompts(session, every, progress=progress)
-    for note in session.notes:
-        output.warn(note)
+        arrays = encode_prompts(session, every, negative=negative, progress=progress)
+    output.warn_all(filter(None, (note(opened.manifest.pipeline.clean), *session.notes)))
     if archive is not None:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]

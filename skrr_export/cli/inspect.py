@@ -9,6 +9,7 @@ import click
 
 from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.cli.output import Output, output_options, size
+from skrr_export.manifest import OutputEntry
 from skrr_export.plan_view import table
 
 
@@ -40,10 +41,16 @@ def command(bundle: Path, output: Output) -> None:
         f"pipeline {feed.name}: {feed.max_length} tokens, padding {feed.padding}, "
         f"{'with' if feed.masked else 'without'} attention mask",
         f"tokenizer: {_tokenizer(opened)}; test vectors: {manifest.vectors.count if manifest.vectors else 'none'}",
+        f"gives {', '.join(map(_output, manifest.outputs))}",
         f"{manifest.kept_parameters:,} of {manifest.total_parameters:,} parameters, sparsity {manifest.sparsity:.1%}",
         table(manifest.plan),
         files,
     )
+
+
+def _output(entry: OutputEntry) -> str:
+    layers = f" of the layers {', '.join(map(str, entry.output.layers))}" if entry.output.join else ""
+    return f"{entry.output.name} [{', '.join(map(str, entry.shape))}]{layers}"
 
 
 def _tokenizer(bundle: Bundle) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -42,6 +42,11 @@ class Output:
     def warn(self, message: str) -> None:
         """Print a warning on stderr."""
         click.echo(f"warning: {message}", err=True)
+
+    def warn_all(self, messages: Iterable[str]) -> None:
+        """Print warnings on stderr."""
+        for message in messages:
+            self.warn(message)
 
     @contextmanager
     def progress(self, *, lines: bool = False) -> Iterator[Progress]:

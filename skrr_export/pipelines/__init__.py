@@ -8,6 +8,5 @@ from __future__ import annotations
 from skrr_export.pipelines.find import find_preset, pipeline_encoders, pipeline_names
 from skrr_export.pipelines.preset import Preset
 from skrr_export.pipelines.presets import PRESETS
-from skrr_export.pipelines.rows import finish, read_rows
 
-__all__ = ["PRESETS", "Preset", "find_preset", "finish", "pipeline_encoders", "pipeline_names", "read_rows"]
+__all__ = ["PRESETS", "Preset", "find_preset", "pipeline_encoders", "pipeline_names"]

@@ -118,11 +118,9 @@ def test_no_weights(refuse: Refuse, checkpoint: Path) -> None:
 
 
 def test_an_unknown_architecture(refuse: Refuse, checkpoint: Path) -> None:
-    edit(checkpoint / "config.json", lambda config: config.update(model_type="llama"))
-    assert (
-        refuse("export", checkpoint, "-o", "out")
-        == f"{checkpoint}: unknown architecture 'llama'; known: bert, t5, umt5"
-    )
+    edit(checkpoint / "config.json", lambda config: config.update(model_type="gpt2"))
+    message = refuse("export", checkpoint, "-o", "out")
+    assert message.startswith(f"{checkpoint}: unknown architecture 'gpt2'; known: bert, clip, ")
 
 
 def test_pickled_weights_only(refuse: Refuse, checkpoint: Path) -> None:
@@ -137,7 +135,8 @@ def test_a_pipeline_without_a_subfolder(refuse: Refuse, folder: Path, checkpoint
     (folder / "pipeline" / "model_index.json").write_text("{}")
     checkpoint.rename(folder / "pipeline" / "text_encoder_2")
     message = refuse("export", "pipeline", "-o", "out")
-    assert message == "pipeline is a pipeline: choose its encoder with --subfolder (text_encoder_2)"
+    choices = "--subfolder (text_encoder_2), or export all with --pipeline NAME"
+    assert message == f"pipeline is a pipeline: choose its encoder with {choices}"
     message = refuse("export", "pipeline", "--subfolder", "text_encoder_3", "-o", "out")
     assert message == "no such directory: pipeline/text_encoder_3"
 
@@ -326,7 +325,7 @@ def test_an_order_that_makes_no_plan(refuse: Refuse, arguments: list[object], wo
         (["--to", "coreml"], "unknown target 'coreml'; known: onnx, pt2, aoti, tensorrt-rtx, tensorrt"),
         (["--to", "onnx,pt3,coreml"], "unknown target 'pt3, coreml'; known: onnx"),
         (["--to", ""], "unknown target ''"),
-        (["--pipeline", "flux"], "unknown pipeline 'flux'; known: plain, flux.1, sd3, pixart-sigma"),
+        (["--pipeline", "flux"], "unknown pipeline 'flux'; known: plain, flux.1, sd3, sdxl, "),
         (["--batch", "0"], "the batch size must be 1 to 1,048,576, not 0"),
         (["--sequence", "-3"], "the sequence size must be 1 to 1,048,576, not -3"),
         (["--batch", 10**12], "the batch size must be 1 to 1,048,576, not 1000000000000"),
@@ -344,7 +343,7 @@ def test_an_option_that_is_not_acceptable(refuse: Refuse, t5: Path, options: lis
 
 def test_a_pipeline_for_another_family(refuse: Refuse, bert: Path) -> None:
     message = refuse("export", bert, "--pipeline", "flux.1", "-o", "out")
-    assert message == "pipeline 'flux.1' feeds a t5 encoder; this one is bert"
+    assert message == "pipeline 'flux.1' feeds a clip or t5 encoder; this one is bert"
 
 
 def test_a_sequence_longer_than_the_encoder_takes(refuse: Refuse, bert: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skrr_export.outputs import LAST, Output
-from skrr_export.pipelines import PRESETS, Preset, finish, read_rows
+from skrr_export.pipelines import PRESETS, Preset
+from skrr_export.pipelines.rows import finish, read_rows
 from tests.pipelines.test_presets import resolved
 
 PLAIN = PRESETS["plain"]
