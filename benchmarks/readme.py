@@ -1,6 +1,6 @@
 """Write the README's tables from what the other benchmarks measured.
 
-    python benchmarks/readme.py [--check] [--work DIR] [--readme FILE]
+    python benchmarks/readme.py [--check] [--table NAME ...] [--work DIR] [--readme FILE]
 
 A table stands between `<!-- run -->` and `<!-- /run -->`, and likewise for the other names in `TABLES`; what lies
 outside is left alone. With --check nothing is written, and the exit code is 1 if the README is not up to date.
@@ -32,6 +32,8 @@ Document = Mapping[str, Any]
 Column = tuple[str, Callable[[Document], str]]
 """Its heading, and its cell for a subject or a record."""
 
+SLOT = "text_encoder"
+"""Where most pipelines have their only text encoder."""
 WAYS = ("naive", "ours")
 NOTABLE = 0.01
 """Share of all parameters by which a plan may drop more than another, and count as dropping the same."""
@@ -377,7 +379,50 @@ def triton_table(work: Path) -> str:
     return table(columns, loads, line)
 
 
+def savings_table(work: Path) -> str:
+    """Of savings.py: every preset, what it feeds and reads, and what that and a plan leave of the encoder."""
+    document = read_records(work, "savings")
+    records = document["records"]
+
+    def smaller(row: Document, name: str) -> str:
+        return number(row[name], "{:.2f} GB", 1e9) if row[name] < row["dense"] else "the same"
+
+    columns: list[Column] = [
+        ("`--pipeline`", lambda row: f"`{row['pipeline']}`" + (f" {row['slot']}" if row["slot"] != SLOT else "")),
+        ("encoder", lambda row: row["encoder"]),
+        ("tokens", lambda row: f"{row['tokens']}{'' if row['padding'] == 'max_length' else ' at most'}"),
+        ("sees the mask", lambda row: "yes" if row["masked"] else "no"),
+        ("the pipeline takes", lambda row: ", ".join(f"`{name}`" for name in row["reads"])),
+        ("whole", lambda row: number(row["dense"], "{:.2f} GB", 1e9)),
+        ("what is read", lambda row: smaller(row, "read")),
+        (f"{records[0]['sparsity']:.0%} plan", lambda row: number(row["planned"], "{:.2f} GB", 1e9)),
+    ]
+    return table(
+        columns, records, "bf16, from the published dimensions; vision towers and language heads do not count."
+    )
+
+
+def families_table(work: Path) -> str:
+    """Of families.py: drift from transformers by family and precision."""
+    document = read_records(work, "families")
+    records = document["records"]
+    columns: list[Column] = [
+        ("family", lambda row: f"`{row['family']}`"),
+        ("fp32, ONNX Runtime", lambda row: error(row["onnx"])),
+        ("fp32, torch.export", lambda row: error(row["pt2"])),
+        *(
+            (f"{name}, {title}", lambda row, name=name, who=who: error(row[name][who]))
+            for name in ("bf16", "fp16")
+            for who, title in (("pytorch", "PyTorch"), ("ours", "ours"))
+        ),
+    ]
+    size = f"{records[0]['layers']} layers, hidden size {records[0]['width']}"
+    return table(columns, records, f"{size}, random weights; {surroundings(document)}.")
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
+    "savings": savings_table,
+    "families": families_table,
     "export": export_table,
     "run": run_table,
     "compiled": compiled_table,
@@ -410,12 +455,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it is not up to date")
     parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md", metavar="FILE")
+    parser.add_argument("--table", action="append", choices=TABLES, help="write this one; default: all")
     add_work_argument(parser)
     arguments = parser.parse_args()
     try:
         old = new = arguments.readme.read_text(encoding="utf-8")
-        for name, make in TABLES.items():
-            new = replaced(new, name, make(arguments.work))
+        for name in arguments.table or TABLES:
+            new = replaced(new, name, TABLES[name](arguments.work))
         if arguments.check and new != old:
             raise SystemExit(f"{arguments.readme} is not up to date: run benchmarks/readme.py")
         if new != old:
