@@ -7,15 +7,12 @@ import hashlib
 import math
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -23,23 +20,23 @@ from skrr_export.bundle import Bundle
 from skrr_export.checkpoint import open_checkpoint
 from skrr_export.encoders import bundle_encoder, recognise
 from skrr_export.errors import InputError
-from skrr_export.manifest import MANIFEST
+from skrr_export.manifest import MANIFEST, Manifest
 from skrr_export.measure import openers
 from skrr_export.measure.agreement import AgreementMeter, Project, invariance
-from skrr_export.measure.cases import Case, chosen_prompts, prompt_cases, random_cases
+from skrr_export.measure.cases import Case, cases_of, chosen_prompts, reads_padding
+from skrr_export.measure.comparison import Rows
 from skrr_export.measure.hardware import fastest, measure_hardware
 from skrr_export.measure.harness import Draft, Harness, Size, record
 from skrr_export.measure.machine import cores, machine, versions
 from skrr_export.measure.process import SubjectError, Surroundings, Worker
 from skrr_export.measure.record import BundleFacts, Hardware, Measurement, Settings, SubjectRecord
+from skrr_export.measure.stored import Stored
 from skrr_export.measure.subjects import DENSE, Subject, chosen_targets, subjects_of
 from skrr_export.measure.verdicts import Thresholds, judge
 from skrr_export.measure.work import Work
 from skrr_export.measure.worker import Embeddings, Opener, Run
-from skrr_export.plan import Plan
 from skrr_export.progress import Progress, part, silent
 from skrr_export.prompts import spread
-from skrr_export.staging import disk_errors
 
 LENGTHS = (77, 256, 512)
 """Tokens that are timed where neither the bundle nor its pipeline fixes a length."""
@@ -123,11 +120,8 @@ class _Run:
         self._prompts = spread(prompts, options.max_prompts) if prompts else []
         if not self._prompts:
             self._notes.append("no tokenizer in the bundle: embeddings are compared on random ids only")
-        self._cases = [
-            *prompt_cases(bundle, self._prompts),
-            *random_cases(bundle, np.random.default_rng(options.seed)),
-        ]
-        self._project, self._projection = _open_projection(options.denoiser, encoder.hidden_size)
+        self._cases = cases_of(bundle, self._prompts, options.seed)
+        self._project, self._projection = _open_projection(options.denoiser, bundle.manifest)
         self._harness = Harness(
             self._surroundings,
             _sizes(bundle, options),
@@ -141,8 +135,8 @@ class _Run:
             self._checkpoint,
             device=self._device,
             threads=threads,
-            dense=Work.of(encoder, Plan.identity(encoder.family, encoder.num_layers), bundle.manifest),
-            planned=Work.of(encoder, bundle.manifest.plan, bundle.manifest),
+            dense=Work.dense(encoder, bundle.manifest),
+            planned=Work.planned(encoder, bundle.manifest),
         )
         self._subjects = (*ours, *options.peers)
 
@@ -156,7 +150,7 @@ class _Run:
         parts[1]("the machine's limits", 0, 1)
         dtypes = {"fp32", self._bundle.manifest.dtype.name}
         before = measure_hardware(self._device, dtypes, self._surroundings)
-        with _Stored() as planned, _Stored() as dense:
+        with Stored() as planned, Stored() as dense:
             references = {}
             if self._reference(planned, parts[2], planned=True):
                 references["drift"] = planned
@@ -174,7 +168,7 @@ class _Run:
         hardware = fastest(before, measure_hardware(self._device, dtypes, self._surroundings))
         return self._document(drafts, hardware, began, time.perf_counter() - clock)
 
-    def _reference(self, stored: _Stored, progress: Progress, *, planned: bool) -> bool:
+    def _reference(self, stored: Stored, progress: Progress, *, planned: bool) -> bool:
         """Encode every case in fp32; returns whether that went well."""
         what = "fp32 reference" if planned else "dense fp32 reference"
         opener = Opener.of(
@@ -197,7 +191,7 @@ class _Run:
             return False
         return True
 
-    def _examine(self, draft: Draft, worker: Worker, references: Mapping[str, _Stored]) -> None:
+    def _examine(self, draft: Draft, worker: Worker, references: Mapping[str, Stored]) -> None:
         """Compare a subject's embeddings with the references', and with its own."""
         meters = {name: AgreementMeter(self._preset, self._project) for name in references}
         for number, case in enumerate(self._cases):
@@ -246,7 +240,7 @@ class _Run:
             hardware=hardware,
             subjects=subjects,
             verdicts=tuple(
-                judge(subjects, options.thresholds, reads_padding=self._preset.reads_padding, on_gpu=on_gpu)
+                judge(subjects, options.thresholds, reads_padding=reads_padding(self._preset), on_gpu=on_gpu)
             ),
             notes=(*self._notes, *_beyond(subjects)),
         )
@@ -261,34 +255,6 @@ def _beyond(subjects: Sequence[SubjectRecord]) -> Iterator[str]:
             f"{count} of {len(bounds)} latencies are below the machine's limit, so that was disturbed while it was "
             "measured: measure again when the machine is idle"
         )
-
-
-class _Stored:
-    """Embeddings on disk, in a file without a name; a context manager."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed at the end of the block
-        self._places: list[int] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def add(self, embeddings: Embeddings) -> None:
-        """Append a batch's."""
-        with disk_errors(Path(tempfile.gettempdir())):
-            self._places.append(self._file.seek(0, os.SEEK_END))
-            np.save(self._file, embeddings)
-
-    def get(self, number: int) -> Embeddings:
-        """A batch's, by the order in which they were added."""
-        self._file.seek(self._places[number])
-        embeddings: Embeddings = np.load(self._file)
-        return embeddings
 
 
 def _output(run: Run) -> Embeddings:
@@ -359,18 +325,22 @@ def _sizes(bundle: Bundle, options: MeasureOptions) -> list[Size]:
     return [Size(batch, sequence) for batch in dict.fromkeys(batches) for sequence in dict.fromkeys(sequences)]
 
 
-def _open_projection(denoiser: str | Path | None, hidden_size: int) -> tuple[Project | None, str | None]:
-    """A denoiser's text projection, and what it is."""
+def _open_projection(denoiser: str | Path | None, manifest: Manifest) -> tuple[Project | None, str | None]:
+    """A denoiser's projection of what the encoder gives per token, and what it is."""
     if denoiser is None:
         return None, None
+    if manifest.rows is None or manifest.rows.output.join == "stack":
+        raise InputError(
+            "no text projection reads what this bundle gives, a pooled vector or stacked layers; leave --denoiser out"
+        )
     import torch
 
     from skrr_export.search.projection import open_projection
 
-    projection = open_projection(denoiser, hidden_size)
+    projection = open_projection(denoiser, int(manifest.rows.shape[-1]), manifest.pipeline.projection)
 
     @torch.inference_mode()
-    def project(rows: Embeddings) -> Embeddings:
+    def project(rows: Rows) -> Rows:
         return np.asarray(projection(torch.from_numpy(np.ascontiguousarray(rows))))
 
     return project, projection.describe()

@@ -22,10 +22,13 @@ from skrr_export.measure.record import STAGES, Hardware, Measurement, SubjectRec
 from skrr_export.measure.subjects import Subject
 from skrr_export.measure.worker import Opener
 from skrr_export.measuring import MeasureOptions, measure_bundle
+from skrr_export.outputs import Output
 from tests import reference
 from tests.bundles import PLAN, edit_graph, edit_weight, export, scale, soften, swap_source
 from tests.checkpoints import bert_checkpoint, t5_checkpoint
-from tests.measure import controls
+from tests.families.clip import clip_checkpoint
+from tests.measure import controls, families
+from tests.measure.families import KINDS
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
 
@@ -33,6 +36,11 @@ PROMPTS = ["a cat", "", "Two RED cubes, and a sign that says 'café'", "x" * 30]
 QUICK: dict[str, Any] = {
     "prompts": PROMPTS, "sequences": (4, 12), "runs": 2, "processes": 1, "threads": 1, "targets": ("onnx",),
 }  # fmt: skip
+
+
+SCHEMA = jsonschema.Draft202012Validator(
+    json.loads(resources.files("skrr_export").joinpath("data", "measurement.schema.json").read_text())
+)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +136,8 @@ def test_a_subject_that_fails_says_so_and_is_the_only_failure(whole: Measurement
 
 
 def test_its_document_follows_the_schema_and_says_null_where_nothing_was_measured(whole: Measurement) -> None:
-    schema = json.loads(resources.files("skrr_export").joinpath("data", "measurement.schema.json").read_text())
     document = json.loads(whole.to_json())
-    jsonschema.Draft202012Validator(schema).validate(document)
+    SCHEMA.validate(document)
     control = document["subjects"][-1]
     for field in ("computes_in", "drift", "loss", "invariance", "weights_bytes"):
         assert control[field] is None
@@ -205,6 +212,55 @@ def test_ids_alone_are_measured_without_a_tokenizer(tmp_path: Path) -> None:
     assert any("random ids only" in note for note in found.notes)
 
 
+STATES, PROJECTED = Output("hidden_states", (2,)), Output("text_embeds")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clip_checkpoint(tmp_path_factory.mktemp("clip"), layers=3, tokenizer=True)
+
+
+@pytest.mark.usefixtures("targets_only")
+def test_pooled_vectors_are_measured_beside_tokens(clip: Path, tmp_path: Path) -> None:
+    bundle = families.export(KINDS["clip"], clip, tmp_path / "b", (STATES, PROJECTED), [(0, 0), (None, 1), (2, 1)])
+    found = measure_bundle(bundle, MeasureOptions(reference=clip, **{**QUICK, "sequences": (4,)}))
+    assert found.passed, failures(found)
+    onnx = subject(found, "onnx")
+    for agreement in (onnx.drift, onnx.loss):
+        assert agreement is not None
+        assert agreement.tokens is not None
+        assert agreement.pooled is not None
+        assert agreement.pooled.tokens == 1 + 1 + 3 + 2 + 1 + 4 + 1 + len(PROMPTS)  # random ids, and prompts
+    assert onnx.drift is not None
+    assert onnx.drift.pooled is not None
+    assert (onnx.drift.pooled.relative_l2 or 1) < 1e-5
+    assert onnx.invariance is not None
+    assert onnx.invariance.repeat == 0
+    checks = {verdict.check for verdict in found.verdicts}
+    assert {"onnx: pooled: drift, relative L2", "onnx: tokens: drift, relative L2"} <= checks
+    SCHEMA.validate(json.loads(found.to_json()))
+
+
+@pytest.mark.usefixtures("targets_only")
+def test_a_wrong_pooled_vector_is_caught_where_there_is_nothing_else(clip: Path, tmp_path: Path) -> None:
+    bundle = families.export(KINDS["clip"], clip, tmp_path / "bundle", (PROJECTED,))
+    edit_weight(bundle, "text_projection.weight", scale(1.01))
+    options: dict[str, Any] = {**QUICK, "sequences": (4,), "prompts": PROMPTS[:2]}
+    found = measure_bundle(open_bundle(bundle.directory), MeasureOptions(reference=clip, **options))
+    assert [failure.partition(" 0.0")[0] for failure in failures(found)] == ["onnx: pooled: drift, relative L2"]
+    onnx = subject(found, "onnx")
+    assert onnx.drift is not None
+    assert (onnx.drift.tokens, onnx.drift.padding) == (None, None)
+    assert [one.prompt for one in onnx.drift.prompts] == PROMPTS[:2]
+    SCHEMA.validate(json.loads(found.to_json()))
+
+
+def test_no_projection_reads_a_pooled_vector_alone(clip: Path, tmp_path: Path, projection: Path) -> None:
+    bundle = families.export(KINDS["clip"], clip, tmp_path / "bundle", (PROJECTED,))
+    with pytest.raises(InputError, match="no text projection reads what this bundle gives"):
+        measure_bundle(bundle, MeasureOptions(denoiser=projection, **QUICK))
+
+
 # Negative controls: the hashes are forged, so that nothing but the numbers can tell
 
 
@@ -232,7 +288,7 @@ def test_a_dropped_output_is_caught(copy: Bundle) -> None:
 
     edit_graph(copy, rename)
     found = measure_bundle(open_bundle(copy.directory), MeasureOptions(**QUICK))
-    assert failures(found)[0] == "onnx: KeyError: 'last_hidden_state'"
+    assert failures(found)[0] == "onnx: it gives no last_hidden_state, as its manifest says, but pooler_output"
     assert subject(found, "onnx").latencies == ()
 
 

@@ -19,7 +19,7 @@ def tables(measurement: Measurement) -> Iterator[object]:
     if any(subject.latencies for subject in measurement.subjects):
         yield _latency(measurement)
         yield from _steadiness(measurement)
-    yield _fidelity(measurement)
+    yield from _fidelity(measurement)
     for subject in measurement.subjects:
         if subject.error:
             yield f"{subject.title} was not measured{' to the end' if subject.memory else ''}: {subject.error}"
@@ -93,17 +93,21 @@ def _steadiness(measurement: Measurement) -> Iterator[str]:
         )
 
 
-def _fidelity(measurement: Measurement) -> Table:
+def _fidelity(measurement: Measurement) -> Iterator[Table]:
+    """A table for what the encoder gives per token, and one for its pooled vectors; of these what it gives."""
     heads = ["drift, relative L2", "worst cosine", "loss, relative L2", "mean cosine", "computes in"]
-    view = _table(f"Fidelity, {measurement.settings.prompts} prompts and random ids, against fp32", heads)
-    for subject in measurement.subjects:
-        view.add_row(subject.title, *_agreement(subject), subject.computes_in or NOT_MEASURED)
-    return view
+    prompts = f"{measurement.settings.prompts} prompts and random ids, against fp32"
+    agreements = [found for subject in measurement.subjects for found in (subject.drift, subject.loss) if found]
+    for part, title in (("tokens", "Fidelity"), ("pooled", "Fidelity of pooled vectors")):
+        if any(getattr(found, part) for found in agreements) or (part == "tokens" and not agreements):
+            view = _table(f"{title}, {prompts}", heads)
+            for subject in measurement.subjects:
+                view.add_row(subject.title, *_agreement(subject, part), subject.computes_in or NOT_MEASURED)
+            yield view
 
 
-def _agreement(subject: SubjectRecord) -> Iterator[str]:
-    drift = None if subject.drift is None else subject.drift.tokens
-    loss = None if subject.loss is None else subject.loss.tokens
+def _agreement(subject: SubjectRecord, part: str) -> Iterator[str]:
+    drift, loss = (getattr(found, part, None) for found in (subject.drift, subject.loss))
     formats = ".3g", ".7f", ".3g", ".4f"
     values = (
         drift and drift.relative_l2,

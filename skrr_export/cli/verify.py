@@ -89,9 +89,14 @@ _ROWS = {
 def _table(report: Report) -> Table:
     from rich.table import Table
 
-    columns = {"drift, tokens": report.drift.tokens, "drift, padding": report.drift.padding}
-    if report.loss is not None:
-        columns |= {"loss, tokens": report.loss.tokens, "loss, padding": report.loss.padding}
+    from skrr_export.measure.fidelity import PARTS
+
+    columns = {
+        f"{what}, {part}": deviation
+        for what, found in (("drift", report.drift), ("loss", report.loss))
+        for part in PARTS
+        if (deviation := getattr(found, part, None)) is not None
+    }
     view = Table("", *columns)
     for label, key in _ROWS.items():
         view.add_row(label, *(_cell(getattr(deviation, key), key) for deviation in columns.values()))

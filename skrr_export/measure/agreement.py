@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from skrr_export.measure.cases import Case
+from skrr_export.measure.comparison import ComparisonMeter, Rows, of_prompt, token_rows
 from skrr_export.measure.fidelity import Deviation, DeviationMeter
 from skrr_export.measure.record import Agreement, Invariance, PromptDeviation
 from skrr_export.measure.worker import Embeddings, Encode
 from skrr_export.pipelines import Preset
 
-Project = Callable[[Embeddings], Embeddings]
-"""The denoiser's projection: `[rows, hidden_size]` to float32 `[rows, features]`."""
+Project = Callable[[Rows], Rows]
+"""The denoiser's projection: `[rows, width]` to float32 `[rows, features]`."""
 
 BOUNDS = tuple(10.0 ** (exponent / 4) for exponent in range(-56, 1))
 """Of the cosine distances that are counted together: quarter decades from 1e-14 to 1; the last is 2, the largest."""
@@ -30,24 +31,26 @@ class AgreementMeter:
         """Prepare to compare.
 
         Args:
-            preset: says which rows the denoiser reads.
-            project: the denoiser's projection, if it is known.
+            preset: says what the encoder gives, and which rows the denoiser reads.
+            project: the denoiser's projection of the output per token, if it is known.
         """
         self._preset = preset
         self._project = project
-        self._tokens, self._padding, self._projected = DeviationMeter(), DeviationMeter(), DeviationMeter()
+        self._whole, self._projected = ComparisonMeter(preset.outputs), DeviationMeter()
         self._prompts: list[PromptDeviation] = []
         self._null: Deviation | None = None
 
     def add(self, case: Case, ours: Embeddings, reference: Embeddings) -> None:
-        """Take in a batch `[batch, sequence, hidden_size]` of both."""
-        self._tokens.add(ours[case.real], reference[case.real])
-        self._padding.add(ours[~case.real], reference[~case.real])
+        """Take in a batch of both."""
+        self._whole.add(case, ours, reference)
         read = case.read(self._preset)
-        if self._project is not None and read.any():
-            self._projected.add(self._project(ours[read]), self._project(reference[read]))
+        rows, expected = (token_rows(self._preset.outputs, embeddings) for embeddings in (ours, reference))
+        if self._project is not None and rows is not None and expected is not None and read.any():
+            self._projected.add(self._project(rows[read]), self._project(expected[read]))
         for row, prompt in enumerate(case.prompts):
-            deviation = _deviation(ours[row][read[row]], reference[row][read[row]])
+            # Of what the denoiser reads: the rows, or the pooled vector where there are none.
+            both = (of_prompt(self._preset.outputs, embeddings, row, read[row])[0] for embeddings in (ours, reference))
+            deviation = _deviation(*both)
             self._prompts.append(
                 PromptDeviation(
                     prompt=prompt,
@@ -63,12 +66,14 @@ class AgreementMeter:
 
     def result(self) -> Agreement:
         """The numbers over all batches so far."""
+        whole = self._whole.result()
         return Agreement(
-            tokens=self._tokens.result(),
-            padding=self._padding.result(),
+            tokens=whole.tokens,
+            padding=whole.padding,
+            pooled=whole.pooled,
             null=self._null,
             projected=None if self._project is None else self._projected.result(),
-            cosine_distances=_histogram(self._tokens.cosines()),
+            cosine_distances=_histogram(self._whole.cosines()),
             prompts=tuple(self._prompts),
         )
 
@@ -87,34 +92,41 @@ def invariance(
     """
     # Rows of several lengths, so that there is padding to leave out; of these batches the largest.
     case = max(cases, key=lambda one: (len(set(one.real.sum(axis=1).tolist())) > 1, one.input_ids.size))
-    mask, read = case.given(preset), case.read(preset)
+    outputs, mask, read = preset.outputs, case.given(preset), case.read(preset)
     whole = encode(case.input_ids, mask)
     lengths = case.real.sum(axis=1)
     rows = [int(row) for row in np.argsort(lengths, kind="stable") if lengths[row]][:_INVARIANCE_ROWS]
     alone, unpadded = [], []
     for row in rows:
         ids, own_mask = case.input_ids[row : row + 1], None if mask is None else mask[row : row + 1]
+        real = case.real[row]
         if free_batch and len(case.input_ids) > 1:
-            alone.append(_distance(encode(ids, own_mask)[0][read[row]], whole[row][read[row]]))
+            single = encode(ids, own_mask)
+            alone.append(_change(of_prompt(outputs, single, 0, read[row]), of_prompt(outputs, whole, row, read[row])))
         if free_batch and free_length and own_mask is not None:
-            length = int(np.flatnonzero(case.real[row])[-1]) + 1
-            output = encode(ids[:, :length], own_mask[:, :length])[0]
-            real = case.real[row]
-            unpadded.append(_distance(output[real[:length]], whole[row][real]))
+            where = np.flatnonzero(real)
+            kept = slice(int(where[0]), int(where[-1]) + 1)
+            single = encode(ids[:, kept], own_mask[:, kept])
+            unpadded.append(_change(of_prompt(outputs, single, 0, real[kept]), of_prompt(outputs, whole, row, real)))
+    again = encode(case.input_ids, mask)
     return Invariance(
-        repeat=_distance(encode(case.input_ids, mask), whole),
+        repeat=_change([again[name] for name in whole], list(whole.values())),
         batch=max(alone, default=None),
         sequence=max(unpadded, default=None),
     )
 
 
-def _deviation(ours: Embeddings, reference: Embeddings) -> Deviation:
+def _change(ours: Sequence[Rows], theirs: Sequence[Rows]) -> float:
+    return max(_distance(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _deviation(ours: Rows, reference: Rows) -> Deviation:
     meter = DeviationMeter()
     meter.add(ours, reference)
     return meter.result()
 
 
-def _distance(ours: Embeddings, reference: Embeddings) -> float:
+def _distance(ours: Rows, reference: Rows) -> float:
     """Relative L2; infinite values agree with themselves only."""
     if np.array_equal(ours, reference, equal_nan=True):
         return 0.0

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from skrr_export.bundle import Bundle
+from skrr_export.encoders import bundle_encoder
 from skrr_export.pipelines import Preset
+from skrr_export.pipelines.rows import read_rows
 from skrr_export.prompts import default_prompts
 from skrr_export.targets.base import Ids
 from skrr_export.tokenization import BATCH, Tokenizer
@@ -37,8 +39,8 @@ class Case:
         return self.attention_mask if preset.masked else None
 
     def read(self, preset: Preset) -> npt.NDArray[np.bool_]:
-        """Which rows a pipeline's denoiser reads, `[batch, sequence]`."""
-        return np.ones_like(self.real) if preset.reads_padding else self.real
+        """Which rows of an output per token a pipeline's denoiser reads, `[batch, sequence]`."""
+        return read_rows(preset, self.attention_mask)
 
 
 def chosen_prompts(bundle: Bundle, prompts: Sequence[str] | None) -> list[str]:
@@ -48,15 +50,32 @@ def chosen_prompts(bundle: Bundle, prompts: Sequence[str] | None) -> list[str]:
     return default_prompts() if bundle.carries_tokenizer else []
 
 
-def prompt_cases(bundle: Bundle, prompts: Sequence[str]) -> Iterator[Case]:
-    """The prompts in batches.
+def cases_of(bundle: Bundle, prompts: Sequence[str], seed: int) -> list[Case]:
+    """Everything that a bundle's encoder is compared on.
+
+    Args:
+        bundle: of the encoder.
+        prompts: may be none.
+        seed: of the random ids.
 
     Raises:
-        BundleError: there are prompts, but no tokenizer.
+        BundleError: there are prompts, but no tokenizer; or it is damaged.
     """
-    if not prompts:
-        return
-    tokenizer = Tokenizer.of_bundle(bundle)
+    tokenizer = Tokenizer.of_bundle(bundle) if prompts or bundle.carries_tokenizer else None
+    in_words = [] if tokenizer is None else _prompt_cases(bundle, tokenizer, prompts)
+    side = bundle.manifest.pipeline.padding_side
+    if side is None and tokenizer is not None:
+        side = tokenizer.backend.padding_side
+    return [*in_words, *_random_cases(bundle, np.random.default_rng(seed), left=side == "left")]
+
+
+def reads_padding(preset: Preset) -> bool:
+    """Whether rows of padding reach a pipeline's denoiser."""
+    return preset.reads_padding or preset.extra_rows > 0
+
+
+def _prompt_cases(bundle: Bundle, tokenizer: Tokenizer, prompts: Sequence[str]) -> Iterator[Case]:
+    """The prompts in batches."""
     size = bundle.manifest.batch or BATCH
     for begin in range(0, len(prompts), size):
         batch = tuple(prompts[begin : begin + size])
@@ -66,21 +85,46 @@ def prompt_cases(bundle: Bundle, prompts: Sequence[str]) -> Iterator[Case]:
         yield Case(name, tokens.input_ids, tokens.attention_mask, batch)
 
 
-def random_cases(bundle: Bundle, random: np.random.Generator) -> Iterator[Case]:
+def _random_cases(bundle: Bundle, random: np.random.Generator, *, left: bool) -> Iterator[Case]:
     """Random ids from one token to the longest sequence, with ragged masks; one row of a batch is masked whole."""
-    longest = bundle.manifest.pipeline.max_length
+    manifest = bundle.manifest
+    longest = min(manifest.pipeline.max_length, manifest.max_length or manifest.pipeline.max_length)
+    # Where a pooled vector is that of the token which ends the prompt, random ids would hardly ever have one.
+    ending = None if manifest.pooled is None else getattr(bundle_encoder(bundle), "eos_token_id", None)
     for batch, sequence in ((1, 1), (1, 2), (3, 7), (2, 33), (1, 77), (4, 65), (1, longest)):
-        shape = (bundle.manifest.batch or batch, bundle.manifest.sequence or min(sequence, longest))
+        shape = (manifest.batch or batch, manifest.sequence or min(sequence, longest))
         lengths = random.integers(1, shape[1] + 1, shape[0])
         lengths[0] = shape[1]
         if shape[0] > 2:
             lengths[-1] = 0
-        yield random_case(f"random ids {shape[0]} x {shape[1]}", shape, lengths, bundle.manifest.vocab_size, random)
+        name = f"random ids {shape[0]} x {shape[1]}"
+        yield random_case(name, shape, lengths, manifest.vocab_size, random, left=left, ending=ending)
 
 
 def random_case(
-    name: str, shape: tuple[int, int], lengths: npt.NDArray[np.int64], vocab_size: int, random: np.random.Generator
+    name: str,
+    shape: tuple[int, int],
+    lengths: npt.NDArray[np.int64],
+    vocab_size: int,
+    random: np.random.Generator,
+    *,
+    left: bool = False,
+    ending: int | None = None,
 ) -> Case:
-    """Random ids of a shape `(batch, sequence)`, of which each row has so many tokens and then padding."""
-    mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
-    return Case(name, random.integers(0, vocab_size, shape), mask)
+    """Random ids, padded.
+
+    Args:
+        name: of the case.
+        shape: batch and sequence.
+        lengths: how many tokens each row has; the rest is padding.
+        vocab_size: ids are below it.
+        random: makes them.
+        left: whether padding is on the left.
+        ending: an id that each row's tokens shall end with.
+    """
+    ids = random.integers(0, vocab_size, shape)
+    end = np.full((shape[0], 1), shape[1]) if left else lengths[:, None]
+    position = np.arange(shape[1])
+    if ending is not None:
+        ids[position == end - 1] = ending
+    return Case(name, ids, ((position < end) & (position >= end - lengths[:, None])).astype(np.int64))

@@ -135,7 +135,9 @@ def _subject_metrics(subject: Mapping[str, Any], base: str | None) -> Iterator[t
         elif base in latency["ratios"]:
             yield f"{size}, times {base}'s", "times", latency["ratios"][base]["median"]
     for name in ("drift", "loss"):
-        yield name, "error", ((subject[name] or {}).get("tokens") or {}).get("relative_l2")
+        agreement = subject[name] or {}
+        for part, metric in (("tokens", name), ("pooled", f"{name}, pooled")):
+            yield metric, "error", (agreement.get(part) or {}).get("relative_l2")
 
 
 def _base(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:

@@ -9,8 +9,12 @@ import importlib
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from skrr_export.measure.worker import Load, Running
+from skrr_export.measure.worker import Embeddings, Encode, Ids, Load, Running
+
+if TYPE_CHECKING:
+    from skrr_export.targets.base import Session
 
 _SESSIONS = {
     "onnx": "skrr_export.targets.onnx.session",
@@ -45,13 +49,32 @@ def open_session(bundle: Path, target: str, mode: str, device: str, threads: int
     def load() -> Running:
         session = open_target(open_bundle(bundle), target, device=device, mode=mode, threads=runtime_threads)
         return Running(
-            encode=lambda ids, mask: session.encode(ids, mask)["last_hidden_state"],
+            encode=promised(session),
             computes_in=session.computes_in.name,
             notes=lambda: session.notes,
             engine_bytes=session.engine_bytes,
         )
 
     return load
+
+
+def promised(session: Session) -> Encode:
+    """Runs a session, and sees to it that it gives what the bundle's manifest says.
+
+    Raises:
+        BundleError: when it is run, and lacks an output.
+    """
+    from skrr_export.errors import BundleError
+
+    names = [output.name for output in session.bundle.manifest.pipeline.outputs]
+
+    def encode(input_ids: Ids, attention_mask: Ids | None) -> Embeddings:
+        found = session.encode(input_ids, attention_mask)
+        if missing := [name for name in names if name not in found]:
+            raise BundleError(f"it gives no {' and no '.join(missing)}, as its manifest says, but {', '.join(found)}")
+        return {name: found[name] for name in names}
+
+    return encode
 
 
 def open_eager(bundle: Path, checkpoint: Path | None, planned: bool, device: str, threads: int) -> Load:
@@ -61,11 +84,13 @@ def open_eager(bundle: Path, checkpoint: Path | None, planned: bool, device: str
     from skrr_export.measure.reference import eager_model, model_class, run_model
 
     opened = open_bundle(bundle)
-    model_class(opened.manifest.family)  # transformers imports it when it is asked for
+    model_class(opened)  # transformers imports it when it is asked for
+    outputs = opened.manifest.pipeline.outputs
 
     def load() -> Running:
         model = eager_model(opened, checkpoint, planned=planned).to(device)
-        return Running(encode=partial(run_model, model, device=device), computes_in=opened.manifest.dtype.name)
+        encode = partial(run_model, model, outputs, device=device)
+        return Running(encode=encode, computes_in=opened.manifest.dtype.name)
 
     return load
 
@@ -76,12 +101,14 @@ def open_reference(bundle: Path, checkpoint: Path | None, planned: bool, device:
     from skrr_export.bundle import open_bundle
     from skrr_export.measure.reference import dense_reference, planned_reference
 
+    opened = open_bundle(bundle)
+
     def load() -> Running:
         if planned:
-            model = planned_reference(open_bundle(bundle), checkpoint, device)
+            model = planned_reference(opened, checkpoint, device)
         else:
             assert checkpoint is not None
-            model = dense_reference(checkpoint, device)
+            model = dense_reference(checkpoint, opened.manifest.pipeline.outputs, device)
         return Running(encode=model, computes_in="fp32")
 
     return load

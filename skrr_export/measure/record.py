@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from skrr_export.measure.fidelity import Deviation
+from skrr_export.measure.fidelity import Comparison, Deviation
 
 FORMAT = "skrr-measurement/1"
 STAGES = ("import", "load", "first", "steady")
@@ -135,7 +135,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptDeviation:
-    """One prompt's rows that the denoiser reads."""
+    """One prompt's rows that the denoiser reads; its pooled vector, where the encoder gives nothing else."""
 
     prompt: str
     tokens: int
@@ -146,18 +146,16 @@ class PromptDeviation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
+class Agreement(Comparison):
     """Embeddings against a reference."""
 
-    tokens: Deviation
-    """Tokens of all prompts and of random ids."""
-    padding: Deviation
     null: Deviation | None
-    """The empty prompt's rows that the denoiser reads; `None` without a tokenizer."""
+    """The empty prompt, compared as each of `prompts`; `None` without a tokenizer."""
     projected: Deviation | None
     """The rows that the denoiser reads, after its own projection of them; `None` without a denoiser."""
     cosine_distances: Mapping[str, int]
-    """How many tokens lie within each cosine distance of the reference, from the last bound to this one."""
+    """How many tokens lie within each cosine distance of the reference, from the last bound to this one; prompts, where
+    the encoder gives pooled vectors alone."""
     prompts: tuple[PromptDeviation, ...]
 
 

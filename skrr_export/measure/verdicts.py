@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from decimal import ROUND_CEILING, Context
 
-from skrr_export.measure.fidelity import Deviation
+from skrr_export.measure.fidelity import PARTS, Comparison
 from skrr_export.measure.limits import LIMITS
 from skrr_export.measure.record import SubjectRecord, Verdict
 from skrr_export.measure.subjects import DENSE, PLANNED
@@ -29,31 +29,36 @@ class Thresholds:
 
 
 def judge_drift(
-    tokens: Deviation, padding: Deviation, computes_in: str, *, reads_padding: bool, max_drift: float | None = None
+    found: Comparison, computes_in: str, *, reads_padding: bool, max_drift: float | None = None
 ) -> Iterator[Verdict]:
-    """Judge a drift by the limits of a precision.
+    """Judge a drift by the limits of a precision; what should have been compared, and was not, fails.
 
     Args:
-        tokens: rows of tokens.
-        padding: rows of padding.
+        found: the drift.
         computes_in: precision of the target.
         reads_padding: whether the denoiser reads padding; where it does not, that need only be finite.
         max_drift: limit of the relative L2 in place of the precision's limits.
     """
     limits = LIMITS[computes_in]
-    for name, rows in (("tokens", tokens), ("padding", padding)):
+    parts = {name: part for name in PARTS if (part := getattr(found, name)) is not None}
+    for name, rows in parts.items():
         if rows.nonfinite:
             message = f"{name}: {rows.nonfinite} values are NaN or infinite; no limit would pass"
             yield Verdict(check=f"{name}: finite", passed=False, value=rows.nonfinite, limit=0, message=message)
-        if name == "padding" and not reads_padding:
+        if name == "padding" and not (reads_padding and rows.tokens):
             continue
         distance = None if rows.cosine_min is None else 1 - rows.cosine_min
         for what, value, limit in (
             ("relative L2", rows.relative_l2, limits.relative_l2 if max_drift is None else max_drift),
             ("worst cosine distance", distance, limits.cosine_distance if max_drift is None else None),
         ):
-            if value is not None and limit is not None:
-                yield _limited(f"{name}: drift, {what}", value, limit, suffix=f" for {computes_in}")
+            check = f"{name}: drift, {what}"
+            if limit is not None and value is None:
+                yield _not_measured(check, limit)
+            elif limit is not None and value is not None:
+                yield _limited(check, value, limit, suffix=f" for {computes_in}")
+    if not parts:
+        yield _not_measured("drift", max_drift)
 
 
 def judge(
@@ -74,11 +79,7 @@ def _judge_target(
 ) -> Iterator[Verdict]:
     if subject.drift is not None and subject.computes_in is not None:
         drift = judge_drift(
-            subject.drift.tokens,
-            subject.drift.padding,
-            subject.computes_in,
-            reads_padding=reads_padding,
-            max_drift=thresholds.max_drift,
+            subject.drift, subject.computes_in, reads_padding=reads_padding, max_drift=thresholds.max_drift
         )
         yield from (_named(subject, verdict) for verdict in drift)
     elif subject.error is None or thresholds.max_drift is not None:
@@ -89,7 +90,7 @@ def _judge_target(
             if value is not None:
                 yield _limited(f"{subject.name}: invariance, {what}", value, limit)
     found = {
-        "loss, relative L2": (None if subject.loss is None else subject.loss.tokens.relative_l2, thresholds.max_loss),
+        **{what: (value, thresholds.max_loss) for what, value in _losses(subject)},
         "memory": (_memory(subject, on_gpu=on_gpu), thresholds.max_memory),
         f"latency, times {base}'s": (_latency_ratio(subject, base), thresholds.max_latency_ratio),
     }
@@ -99,6 +100,16 @@ def _judge_target(
             yield _not_measured(check, maximum)
         elif maximum is not None and value is not None:
             yield _limited(check, value, maximum, mib=what == "memory")
+
+
+def _losses(subject: SubjectRecord) -> Iterator[tuple[str, float | None]]:
+    if subject.loss is None:
+        yield "loss, relative L2", None
+        return
+    if subject.loss.tokens is not None:
+        yield "loss, relative L2", subject.loss.tokens.relative_l2
+    if subject.loss.pooled is not None:
+        yield "pooled: loss, relative L2", subject.loss.pooled.relative_l2
 
 
 def _base(subjects: Sequence[SubjectRecord]) -> str | None:

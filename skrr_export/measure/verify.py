@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from skrr_export.bundle import Bundle
 from skrr_export.calibration import Chunk
 from skrr_export.dtypes import FP16
 from skrr_export.encoders import bundle_encoder
-from skrr_export.measure.cases import Case, chosen_prompts, prompt_cases, random_cases
-from skrr_export.measure.fidelity import Deviation, DeviationMeter
+from skrr_export.measure.cases import Case, cases_of, chosen_prompts, reads_padding
+from skrr_export.measure.comparison import ComparisonMeter
+from skrr_export.measure.fidelity import Comparison
 from skrr_export.measure.limits import LIMITS
+from skrr_export.measure.openers import promised
+from skrr_export.measure.stored import Stored
 from skrr_export.measure.verdicts import judge_drift
 from skrr_export.measure.worker import Embeddings, Encode
+from skrr_export.pipelines import Preset
 from skrr_export.progress import Progress, silent
 from skrr_export.targets.base import Session
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Tokens and padding, apart."""
-
-    tokens: Deviation
-    padding: Deviation
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the JSON report."""
-        return {"tokens": self.tokens.to_dict(), "padding": self.padding.to_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +105,27 @@ def verify(
     """
     from skrr_export.measure.reference import dense_reference, planned_reference
 
+    preset = bundle.manifest.pipeline
     prompts = chosen_prompts(bundle, prompts)
-    cases = [*prompt_cases(bundle, prompts), *random_cases(bundle, np.random.default_rng(seed))]
-    ours = _run(lambda ids, mask: session.encode(ids, mask)["last_hidden_state"], bundle, cases, "target", progress)
-    drift = _compare(ours, _run(planned_reference(bundle, reference), bundle, cases, "reference", progress), cases)
-    loss = None
-    if reference is not None:
-        loss = _compare(ours, _run(dense_reference(reference), bundle, cases, "dense reference", progress), cases)
+    cases = cases_of(bundle, prompts, seed)
+
+    def run(encode: Encode, what: str) -> Iterator[Embeddings]:
+        for done, case in enumerate(cases):
+            progress(f"{what}: {case.name}", done, len(cases))
+            yield encode(case.input_ids, case.given(preset))
+        progress(what, len(cases), len(cases))
+
+    with Stored() as ours:
+        for embeddings in run(promised(session), "target"):
+            ours.add(embeddings)
+        drift = _compare(preset, cases, ours, run(planned_reference(bundle, reference), "reference"))
+        loss = None
+        if reference is not None:
+            dense = run(dense_reference(reference, preset.outputs), "dense reference")
+            loss = _compare(preset, cases, ours, dense)
     computes_in = session.computes_in.name
     headroom = _headroom(bundle, cases, progress) if bundle.manifest.dtype is FP16 else None
-    reads_padding = bundle.manifest.pipeline.reads_padding
-    verdicts = judge_drift(drift.tokens, drift.padding, computes_in, reads_padding=reads_padding)
+    verdicts = judge_drift(drift, computes_in, reads_padding=reads_padding(preset))
     failures = [verdict.message for verdict in verdicts if not verdict.passed]
     if headroom is not None and headroom.factor < 1:
         failures.append(f"{headroom}: it overflows; export to bf16")
@@ -141,13 +141,13 @@ def verify(
     )
 
 
-def _run(encode: Encode, bundle: Bundle, cases: Sequence[Case], what: str, progress: Progress) -> list[Embeddings]:
-    outputs = []
-    for done, case in enumerate(cases):
-        progress(f"{what}: {case.name}", done, len(cases))
-        outputs.append(encode(case.input_ids, case.given(bundle.manifest.pipeline)))
-    progress(what, len(cases), len(cases))
-    return outputs
+def _compare(
+    preset: Preset, cases: Sequence[Case], ours: Iterable[Embeddings], reference: Iterable[Embeddings]
+) -> Comparison:
+    meter = ComparisonMeter(preset.outputs)
+    for case, found, expected in zip(cases, ours, reference, strict=True):
+        meter.add(case, found, expected)
+    return meter.result()
 
 
 def _headroom(bundle: Bundle, cases: Sequence[Case], progress: Progress) -> Headroom:
@@ -157,20 +157,7 @@ def _headroom(bundle: Bundle, cases: Sequence[Case], progress: Progress) -> Head
     preset = bundle.manifest.pipeline
     chunks = [Chunk(case.input_ids, case.given(preset), case.real) for case in cases]
     encoder = bundle_encoder(bundle)
-    maxima = measure_maxima(
-        encoder, bundle.parameters(), bundle.manifest.plan, chunks, masked=preset.masked, progress=progress
-    )
+    plan, tensors = bundle.manifest.plan, bundle.parameters()
+    maxima = measure_maxima(encoder, tensors, plan, chunks, preset.outputs, masked=preset.masked, progress=progress)
     name, value = maxima.largest
     return Headroom(name, value, maxima.headroom)
-
-
-def _compare(
-    ours: Sequence[Embeddings],
-    reference: Sequence[Embeddings],
-    cases: Sequence[Case],
-) -> Comparison:
-    tokens, padding = DeviationMeter(), DeviationMeter()
-    for a, b, case in zip(ours, reference, cases, strict=True):
-        tokens.add(a[case.real], b[case.real])
-        padding.add(a[~case.real], b[~case.real])
-    return Comparison(tokens.result(), padding.result())

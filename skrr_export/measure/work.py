@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -14,6 +15,7 @@ from skrr_export.encoders import Encoder, parameter_shapes
 from skrr_export.encoders.module import FunctionalEncoder
 from skrr_export.manifest import Manifest
 from skrr_export.measure.record import Bound, Hardware
+from skrr_export.outputs import Output
 from skrr_export.plan import Plan
 
 
@@ -29,15 +31,24 @@ class Work:
     _dtype: torch.dtype
 
     @classmethod
-    def of(cls, encoder: Encoder, plan: Plan, manifest: Manifest) -> Work:
-        """The work of a bundle's encoder, in its precision, under any plan."""
-        shapes = parameter_shapes(encoder, plan)
+    def dense(cls, encoder: Encoder, manifest: Manifest) -> Work:
+        """The work of the encoder that a bundle was made from, in the bundle's precision: all of it."""
+        return cls._of(encoder, Plan.identity(encoder.family, encoder.num_layers), encoder.every_output, manifest)
+
+    @classmethod
+    def planned(cls, encoder: Encoder, manifest: Manifest) -> Work:
+        """The work of a bundle's encoder under the plan: what its outputs need."""
+        return cls._of(encoder, manifest.plan, manifest.pipeline.outputs, manifest)
+
+    @classmethod
+    def _of(cls, encoder: Encoder, plan: Plan, outputs: Sequence[Output], manifest: Manifest) -> Work:
+        shapes = parameter_shapes(encoder, plan, outputs)
         itemsize = manifest.dtype.itemsize
         read = [shape for shape in shapes.values() if shape[0] != encoder.vocab_size]
         return cls(
             itemsize * sum(map(math.prod, shapes.values())),
             itemsize * sum(map(math.prod, read)),
-            FunctionalEncoder(encoder, plan, masked=manifest.pipeline.masked),
+            FunctionalEncoder(encoder, plan, outputs, masked=manifest.pipeline.masked),
             manifest.dtype.torch,
         )
 

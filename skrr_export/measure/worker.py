@@ -23,8 +23,9 @@ import numpy.typing as npt
 _PR_SET_PDEATHSIG = 1
 
 Ids = npt.NDArray[np.int64]
-Embeddings = npt.NDArray[Any]
-"""`last_hidden_state` `[batch, sequence, hidden_size]`."""
+Embeddings = Mapping[str, npt.NDArray[Any]]
+"""An encoder's outputs by name: `[batch, sequence, features]`, `[batch, layers, sequence, features]`, or
+`[batch, features]`."""
 Encode = Callable[[Ids, Ids | None], Embeddings]
 """Anything that turns ids and a mask into embeddings."""
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,26 @@ def test_measurements_that_cannot_be_compared(run: Run, tmp_path: Path) -> None:
         result = run("compare", *arguments)
         assert result.code == 2
         assert result.err.count("\n") == 1
+
+
+def test_pooled_vectors_have_a_table_where_there_are_any(measured: Measured, run: Run, bundle: Path) -> None:
+    whole, pooled = measured.result, measurements.deviation(3e-3, tokens=80)
+    assert "pooled vectors" not in run("measure", bundle).out
+    for parts, titles in (
+        ({"pooled": pooled}, ["Fidelity, 7 prompts", "Fidelity of pooled vectors, 7 prompts"]),
+        ({"pooled": pooled, "tokens": None, "padding": None}, ["Fidelity of pooled vectors, 7 prompts"]),
+    ):
+        subjects = (
+            replace(one, drift=one.drift and replace(one.drift, **parts), loss=one.loss and replace(one.loss, **parts))
+            for one in whole.subjects
+        )
+        measured.result = replace(whole, subjects=tuple(subjects))
+        text = run("measure", bundle).out
+        assert [
+            line.partition(" prompts")[0] + " prompts" for line in text.splitlines() if "Fidelity" in line
+        ] == titles
+        assert "0.003" in text
+        assert "Drift, worst target: 0.00300 (relative L2 of pooled vectors, onnx in fp32)" in text
 
 
 def test_an_interrupted_measurement_leaves_nothing(bundle: Path, tmp_path: Path) -> None:

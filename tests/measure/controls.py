@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from skrr_export.measure.worker import Ids, Load, Running
+from skrr_export.measure.worker import Embeddings, Ids, Load, Running
 
 MIB = 1 << 20
 WIDTH = 8
 
 
-def embed(ids: Ids, mask: Ids | None = None) -> np.ndarray:
+def embed(ids: Ids, mask: Ids | None = None) -> Embeddings:
     """Embeddings that depend on the ids alone."""
-    return np.sin(ids[..., None] * np.arange(1, WIDTH + 1)).astype(np.float32)
+    return {"last_hidden_state": np.sin(ids[..., None] * np.arange(1, WIDTH + 1)).astype(np.float32)}
 
 
 def allocating(mib: int = 0) -> Load:
@@ -77,7 +77,7 @@ def only_one(lock: Path) -> Load:
 def slow(seconds: float) -> Load:
     """Takes so long for every run."""
 
-    def encode(ids: Ids, mask: Ids | None) -> np.ndarray:
+    def encode(ids: Ids, mask: Ids | None) -> Embeddings:
         time.sleep(seconds)
         return embed(ids)
 
@@ -88,7 +88,7 @@ def failing(how: str, after: int = 0) -> Load:
     """Fails after so many runs: `raise`, `memory`, `exit`, `kill`, `abort` or `hang`."""
     runs = []
 
-    def encode(ids: Ids, mask: Ids | None) -> np.ndarray:
+    def encode(ids: Ids, mask: Ids | None) -> Embeddings:
         runs.append(ids)
         if len(runs) > after:
             _fail(how)
@@ -118,6 +118,6 @@ def filling_the_gpu() -> Load:
 
     def load() -> Running:
         held = torch.empty(1 << 45, dtype=torch.uint8, device="cuda")
-        return Running(encode=lambda ids, mask: held[: ids.size].cpu().numpy(), computes_in="fp32")
+        return Running(encode=lambda ids, mask: {"held": held[: ids.size].cpu().numpy()}, computes_in="fp32")
 
     return load

@@ -68,6 +68,15 @@ def test_what_grows_beyond_the_tolerance_is_worse(path: tuple[str | int, ...], m
     assert worse(compared(before, grow(*path, factor=0.5))) == []
 
 
+def test_pooled_vectors_are_compared_too(before: Document) -> None:
+    for subject in before["subjects"]:
+        subject["loss"] |= {"pooled": subject["loss"]["tokens"], "tokens": None, "padding": None}
+        if subject["name"] == "pt2":
+            subject["loss"]["pooled"] = None
+    assert worse(compared(before, grow("loss", "pooled", "relative_l2", factor=1.2))) == [("onnx", "loss, pooled")]
+    assert worse(compared(before, grow("loss", "pooled", "relative_l2", factor=0.5))) == []
+
+
 def test_rounding_is_no_regression_and_a_wrong_result_is(before: Document) -> None:
     drift = ("drift", "tokens", "relative_l2")
     assert worse(compared(before, grow(*drift, factor=1.5))) == []  # 1.4e-6 to 2.1e-6

@@ -96,8 +96,39 @@ def test_nothing_measured_is_none_and_not_zero() -> None:
         assert json.loads(json.dumps(deviation.to_dict(), allow_nan=False)) == deviation.to_dict()
 
 
+def test_each_stacked_layer_counts_on_its_own() -> None:
+    """A layer a thousand times as large as another hides nothing of it."""
+    ours, reference = _random(2, 12, 15)
+    ours, reference = (values.reshape(12, 3, 5) * np.float32([1e-3, 1, 1e3])[:, None] for values in (ours, reference))
+    apart = [_deviation((ours[:, layer], reference[:, layer])) for layer in range(3)]
+    together = _deviation((ours[:4], reference[:4]), (ours[4:], reference[4:]))
+    assert (together.tokens, together.nonfinite) == (12, 0)
+    assert together.relative_l2 == pytest.approx(max(one.relative_l2 or 0 for one in apart), rel=1e-12)
+    assert together.cosine_min == pytest.approx(min(one.cosine_min or 0 for one in apart), abs=1e-14)
+    assert together.max_abs == max(one.max_abs or 0 for one in apart)
+    wrong = reference.copy()
+    wrong[:, 0] *= 1.01
+    assert _deviation((wrong, reference)).relative_l2 == pytest.approx(0.01, rel=1e-4)
+    flat = _deviation((wrong.reshape(12, 15), reference.reshape(12, 15)))
+    assert (flat.relative_l2 or 0) < 1e-7
+    wrong[3, 0, 0] = np.nan
+    assert _deviation((wrong, reference)).nonfinite == 1
+
+
+def test_quantiles_of_very_wide_rows_are_of_some_of_their_values() -> None:
+    """What is kept is spread over all features, and the largest error is exact."""
+    ours, reference = _random(3, 40, 30_000)
+    ours[7, 12_345] = reference[7, 12_345] + 100
+    deviation = _deviation((ours, reference))
+    assert deviation.error_quantiles is not None
+    errors = np.abs(ours.astype(np.float64) - reference)
+    assert deviation.max_abs == pytest.approx(errors.max(), rel=1e-6)
+    assert deviation.error_quantiles["0.5"] == pytest.approx(np.quantile(errors, 0.5), rel=0.02)
+    assert deviation.error_quantiles["0.99"] == pytest.approx(np.quantile(errors, 0.99), rel=0.02)
+
+
 @pytest.mark.parametrize(
-    "shapes", [((2, 3), (3, 3)), ((2, 3), (2, 4)), ((2, 3), (1, 3)), ((6,), (6,)), ((1, 2, 3),) * 2]
+    "shapes", [((2, 3), (3, 3)), ((2, 3), (2, 4)), ((2, 3), (1, 3)), ((6,), (6,)), ((1, 2, 3, 4),) * 2]
 )
 def test_shapes_that_differ_or_are_no_tokens_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(ValueError, match="cannot be compared"):

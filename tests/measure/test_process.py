@@ -21,13 +21,13 @@ def run(worker: Worker) -> np.ndarray:
     worker.load()
     output = worker.run(IDS, None, output=True).output
     assert output is not None
-    return output
+    return output["last_hidden_state"]
 
 
 def test_a_worker_runs_its_subject() -> None:
     with Worker(Opener.of(controls.allocating), SURROUNDINGS) as worker:
         assert worker.start_seconds > 0
-        assert np.array_equal(run(worker), controls.embed(IDS))
+        assert np.array_equal(run(worker), controls.embed(IDS)["last_hidden_state"])
         assert worker.run(IDS, None).output is None
         assert worker.run(IDS, None).seconds > 0
         assert worker.computes_in() == "fp32"

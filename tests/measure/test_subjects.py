@@ -13,7 +13,6 @@ from skrr_export.measure.record import Hardware
 from skrr_export.measure.subjects import Subject, chosen_targets, subjects_of
 from skrr_export.measure.verdicts import Thresholds, judge
 from skrr_export.measure.work import Work
-from skrr_export.plan import Plan
 from tests.bundles import PLAN, export
 from tests.checkpoints import t5_checkpoint
 
@@ -30,7 +29,7 @@ def bundle(remembered_traces: None, tmp_path_factory: pytest.TempPathFactory) ->
 
 def subjects(bundle: Bundle, checkpoint: Path | None, device: str) -> list[Subject]:
     encoder, manifest = bundle_encoder(bundle), bundle.manifest
-    dense, planned = (Work.of(encoder, plan, manifest) for plan in (Plan.identity("t5", 4), manifest.plan))
+    dense, planned = Work.dense(encoder, manifest), Work.planned(encoder, manifest)
     targets = chosen_targets(bundle, ("all",), device)
     return list(subjects_of(bundle, targets, checkpoint, device=device, threads=1, dense=dense, planned=planned))
 

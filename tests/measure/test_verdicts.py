@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from skrr_export.measure.fidelity import Comparison, Deviation
 from skrr_export.measure.limits import LIMITS
 from skrr_export.measure.record import GpuMemory, Measurement, SubjectRecord, Verdict
 from skrr_export.measure.verdicts import Thresholds, judge, judge_drift
-from tests.page.measurements import MIB, agreement, deviation, full, memory
+from tests.page.measurements import MIB, NO_TOKENS, agreement, deviation, full, memory
 
 GOOD = 1e-6
 """A drift that passes in fp32."""
@@ -105,22 +106,72 @@ def test_the_slowest_size_counts_against_the_dense_encoder_if_there_is_one(
     assert "times torch-plan's" in failed(only[1:], max_latency_ratio=max(planned) * 0.99)[0]
 
 
+def compared(
+    tokens: Deviation | None = None, padding: Deviation | None = None, pooled: Deviation | None = None
+) -> Comparison:
+    return Comparison(tokens=tokens, padding=padding, pooled=pooled)
+
+
+def drift_failures(found: Comparison, *, reads_padding: bool = False, **options: float) -> list[str]:
+    verdicts = judge_drift(found, "fp32", reads_padding=reads_padding, **options)
+    return [verdict.message for verdict in verdicts if not verdict.passed]
+
+
 def test_padding_counts_where_it_is_read() -> None:
     good, bad = deviation(GOOD), deviation(0.1)
     for reads, failures in ((False, 0), (True, 2)):
-        verdicts = list(judge_drift(good, bad, "fp32", reads_padding=reads))
-        assert sum(not verdict.passed for verdict in verdicts) == failures
-    spoilt = list(judge_drift(good, replace(good, nonfinite=3), "fp32", reads_padding=False))
-    assert [verdict.message for verdict in spoilt if not verdict.passed] == [
+        assert len(drift_failures(compared(good, bad), reads_padding=reads)) == failures
+    assert drift_failures(compared(good, replace(good, nonfinite=3))) == [
         "padding: 3 values are NaN or infinite; no limit would pass"
     ]
 
 
+def test_pooled_vectors_are_judged_by_the_same_limits() -> None:
+    good, bad = deviation(GOOD), deviation(0.1)
+    for tokens, padding in ((good, good), (None, None)):
+        assert drift_failures(compared(tokens, padding, good)) == []
+        found = drift_failures(compared(tokens, padding, bad))
+        assert [line.partition(" 0.")[0] for line in found] == [
+            "pooled: drift, relative L2",
+            "pooled: drift, worst cosine distance",
+        ]
+    assert len(drift_failures(compared(pooled=bad), max_drift=0.05)) == 1
+    assert drift_failures(compared(pooled=bad), max_drift=0.2) == []
+    assert drift_failures(compared(good, good, replace(good, nonfinite=1))) == [
+        "pooled: 1 values are NaN or infinite; no limit would pass"
+    ]
+
+
+def test_nothing_passes_because_nothing_was_compared() -> None:
+    good, nothing = deviation(GOOD), NO_TOKENS
+    both = ["relative L2 was not measured", "worst cosine distance was not measured"]
+    assert drift_failures(compared(nothing, nothing)) == [f"tokens: drift, {what}" for what in both]
+    assert drift_failures(compared(good, nothing, nothing)) == [f"pooled: drift, {what}" for what in both]
+    assert drift_failures(compared()) == ["drift was not measured"]
+    assert drift_failures(compared(nothing, good), max_drift=1.0) == ["tokens: drift, relative L2 was not measured"]
+    # A batch that is full has no padding; padding whose deviation is unknown has one.
+    assert drift_failures(compared(good, nothing), reads_padding=True) == []
+    unknown = replace(good, relative_l2=None)
+    assert drift_failures(compared(good, unknown), reads_padding=True) == [f"padding: drift, {both[0]}"]
+
+
+def test_the_loss_of_pooled_vectors_counts(subjects: tuple[SubjectRecord, ...]) -> None:
+    onnx = subjects[2]
+    assert onnx.loss is not None
+    for tokens, names in ((onnx.loss.tokens, ["loss", "pooled: loss"]), (None, ["pooled: loss"])):
+        loss = replace(onnx.loss, tokens=tokens, pooled=deviation(0.5))
+        found = [one.check for one in judged(changed(subjects, "onnx", loss=loss)[2:3], max_loss=0.3)]
+        assert [check for check in found if "loss" in check] == [f"onnx: {name}, relative L2" for name in names]
+        assert failed(changed(subjects, "onnx", loss=loss)[2:3], max_loss=0.3) == [
+            "onnx: pooled: loss, relative L2 0.5 exceeds 0.3; the smallest limit that would pass is 0.5"
+        ]
+
+
 def test_the_limits_are_those_of_the_precision() -> None:
     for dtype, limits in LIMITS.items():
-        at, above = (deviation(limits.relative_l2 * factor) for factor in (1.0, 1.001))
-        assert next(judge_drift(at, at, dtype, reads_padding=False)).passed
-        assert not next(judge_drift(above, above, dtype, reads_padding=False)).passed
+        at, above = (compared(deviation(limits.relative_l2 * factor)) for factor in (1.0, 1.001))
+        assert next(judge_drift(at, dtype, reads_padding=False)).passed
+        assert not next(judge_drift(above, dtype, reads_padding=False)).passed
 
 
 def test_a_measurement_passes_if_every_check_does(subjects: tuple[SubjectRecord, ...]) -> None:

@@ -27,6 +27,7 @@ from skrr_export.prompts import default_prompts
 from skrr_export.targets.onnx.session import OnnxSession
 from tests.bundles import PLAN, edit_graph, edit_weight, export, scale, soften, swap_source
 from tests.checkpoints import t5_checkpoint
+from tests.measure.families import DisturbedSession
 from tests.reference import Sources
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
@@ -252,19 +253,6 @@ def test_stated_limit_is_never_below_the_value(exponent: int) -> None:
 # Which rows count
 
 
-class _Disturbed:
-    """A session whose output is changed."""
-
-    def __init__(self, session: OnnxSession, change: Callable[[np.ndarray, np.ndarray], None]) -> None:
-        self.notes, self.computes_in = session.notes, session.computes_in
-        self._session, self._change = session, change
-
-    def encode(self, ids: np.ndarray, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        hidden = self._session.encode(ids, mask)["last_hidden_state"].copy()
-        self._change(ids, hidden)
-        return {"last_hidden_state": hidden}
-
-
 @pytest.fixture
 def mask_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[np.ndarray], np.ndarray]:
     """The mask of a case, which a session of an unmasked pipeline does not get to see."""
@@ -299,10 +287,10 @@ def test_rows_count_where_the_pipeline_reads_them(
     bundles: dict[str, Bundle],
     mask_of: Callable[[np.ndarray], np.ndarray],
 ) -> None:
-    def change(ids: np.ndarray, hidden: np.ndarray) -> None:
-        hidden[mask_of(ids) == (rows == "tokens")] += value
+    def change(ids: np.ndarray, outputs: dict[str, np.ndarray]) -> None:
+        outputs["last_hidden_state"][mask_of(ids) == (rows == "tokens")] += value
 
-    report = verify(bundles[kind], _Disturbed(OnnxSession(bundles[kind]), change), PROMPTS)
+    report = verify(bundles[kind], DisturbedSession(OnnxSession(bundles[kind]), change), PROMPTS)
     assert report.passed == (not failing)
     assert all(failure.startswith(tuple(failing)) for failure in report.failures)
 
@@ -311,10 +299,11 @@ def test_limits_are_those_of_the_precision_that_computes(bundles: dict[str, Bund
     """A GPU computes in the bundle's own precision; a CPU in fp32, whatever is stored."""
     random = np.random.default_rng(0)
 
-    def round_off(ids: np.ndarray, hidden: np.ndarray) -> None:
+    def round_off(ids: np.ndarray, outputs: dict[str, np.ndarray]) -> None:
+        hidden = outputs["last_hidden_state"]
         hidden *= 1 + 0.02 * random.standard_normal(hidden.shape, np.float32)
 
-    session = _Disturbed(OnnxSession(bundles["bf16"]), round_off)
+    session = DisturbedSession(OnnxSession(bundles["bf16"]), round_off)
     assert not verify(bundles["bf16"], session, PROMPTS).passed
     session.computes_in = BF16
     report = verify(bundles["bf16"], session, PROMPTS)

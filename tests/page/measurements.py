@@ -68,6 +68,7 @@ def agreement(error: float, *, projected: bool = True) -> Agreement:
     return Agreement(
         tokens=deviation(error),
         padding=NO_TOKENS,
+        pooled=None,
         null=deviation(2 * error, 512),
         projected=deviation(1.4 * error) if projected else None,
         cosine_distances=histogram(error),
@@ -258,6 +259,7 @@ def plan(layers: int) -> Plan:
 
 def _drift(one: SubjectRecord) -> float:
     assert one.drift is not None
+    assert one.drift.tokens is not None
     assert one.drift.tokens.relative_l2 is not None
     return one.drift.tokens.relative_l2
 
@@ -375,6 +377,7 @@ def hollow() -> Measurement:
     empty = Agreement(
         tokens=NO_TOKENS,
         padding=NO_TOKENS,
+        pooled=None,
         null=None,
         projected=None,
         cosine_distances={},

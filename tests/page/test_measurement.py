@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from skrr_export.errors import PlanError
-from skrr_export.measure.record import Measurement, SubjectRecord, Verdict
+from skrr_export.measure.record import Agreement, Measurement, SubjectRecord, Verdict
 from skrr_export.page.measurement import page
 from tests.page import measurements
 from tests.page.measurements import CRASH, EXAMPLES, PROMPTS, SKIPPED, full, gpu, hollow, nothing, with_failures
@@ -410,7 +410,7 @@ def test_drift_is_shown_beside_pytorchs_own() -> None:
         "90% within",
         "99% within",
         "99.99% within",
-        "tokens",
+        "rows",
     ]
     assert [row[0] for row in found[1:]] == [
         "Tokens",
@@ -437,6 +437,49 @@ def test_what_is_not_finite_is_flagged() -> None:
     broken = replace(drift, tokens=replace(drift.tokens, nonfinite=4096))
     part = block(read(changed(full(), "onnx", drift=broken)), "Drift")
     assert [text_of(cell) for cell in classed(part, "warn")] == ["1,800 ⚠ 4,096 NaN or infinite"]
+
+
+def with_outputs(measurement: Measurement, **parts: Any) -> Measurement:
+    """The same of an encoder that gives other outputs."""
+
+    def given(found: Agreement | None) -> Agreement | None:
+        return None if found is None else replace(found, **parts)
+
+    subjects = (replace(one, drift=given(one.drift), loss=given(one.loss)) for one in measurement.subjects)
+    return replace(measurement, subjects=tuple(subjects))
+
+
+def test_pooled_vectors_stand_beside_tokens_or_alone() -> None:
+    pooled = measurements.deviation(3e-3, tokens=80)
+    groups = [row[0] for row in table(block(read(full()), "Drift")) if len(row) == 1]
+    assert not any("Pooled" in group for group in groups)
+    both = check(with_outputs(full(), pooled=pooled))
+    assert [row[0] for row in table(block(both, "Drift")) if len(row) == 1][:3] == [
+        "Tokens",
+        f"Padding: {ABSENT}",
+        "Pooled vectors",
+    ]
+    alone = check(with_outputs(with_failures(), tokens=None, padding=None, pooled=pooled))
+    found = table(block(alone, "Drift"))
+    assert [row[0] for row in found[1:7]] == [
+        "Pooled vectors",
+        "torch-plan",
+        "onnx",
+        "onnx:prepacked",
+        "pt2",
+        "tensorrt-rtx",
+    ]
+    assert found[3][1] == "0.00300"
+    assert found[3][-1] == "80"
+    assert found[4][1].startswith(f"{ABSENT}: the process died")  # said once, whichever group comes first
+    assert "Drift of single prompts" in text_of(block(alone, "Drift"))
+    assert "1,8" not in text_of(block(alone, "Drift").find(".//figcaption"))
+
+
+def test_the_headline_is_the_worst_output() -> None:
+    pooled = with_outputs(full(), pooled=measurements.deviation(0.5, tokens=80))
+    value, note = tiles(read(pooled))["Drift, worst target"]
+    assert (value, note) == ("0.500", "relative L2 of pooled vectors, onnx in fp32")
 
 
 def test_cosine_distances_are_small_multiples_of_one_scale() -> None:

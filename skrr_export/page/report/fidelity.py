@@ -39,14 +39,18 @@ _LOSS = _Comparison(
     "row is the error of its precision.",
     lambda subject: subject.loss,
 )
-_FIRST = "Tokens"
-_ROWS: dict[str, Callable[[Agreement], Deviation | None]] = {
-    _FIRST: lambda agreement: agreement.tokens,
+_OUTPUTS: dict[str, Callable[[Agreement], Deviation | None]] = {
+    "Tokens": lambda agreement: agreement.tokens,
     "Padding": lambda agreement: agreement.padding,
+    "Pooled vectors": lambda agreement: agreement.pooled,
+}
+"""Which rows of an encoder's outputs are told apart; it need not give all of them."""
+_ROWS: dict[str, Callable[[Agreement], Deviation | None]] = {
+    **_OUTPUTS,
     "Empty prompt": lambda agreement: agreement.null,
     "After the denoiser's projection": lambda agreement: agreement.projected,
 }
-"""Which rows of an embedding are told apart."""
+"""And which prompts besides, and in what form."""
 
 
 def fidelity_section(measurement: Measurement) -> Markup:
@@ -73,13 +77,14 @@ def _comparison(comparison: _Comparison, subjects: Sequence[SubjectRecord], miss
     if not known:
         content = element("p", missing, class_="note")
     else:
+        rows = "prompts" if all(agreement.tokens is None for _, agreement in known) else "tokens"
         shapes = [Histogram(subject.title, subject.role, agreement.cosine_distances) for subject, agreement in known]
         content = joined(
             [
                 element("p", comparison.note, class_="note"),
                 _deviations(comparison, subjects),
-                element("h4", f"{comparison.name} of single tokens: cosine distance, logarithmic"),
-                histograms(f"{comparison.name}, cosine distance of tokens", shapes),
+                element("h4", f"{comparison.name} of single {rows}: cosine distance, logarithmic"),
+                histograms(f"{comparison.name}, cosine distance of {rows}", shapes, rows),
             ]
         )
     return element("div", element("h3", comparison.name), content, class_="block")
@@ -93,18 +98,20 @@ def _deviations(comparison: _Comparison, subjects: Sequence[SubjectRecord]) -> M
         "subject": None,
         **dict.fromkeys(heads, "n"),
         **{f"{100 * float(quantile):g}% within": "n" for quantile in quantiles},
-        "tokens": "n",
+        "rows": "n",
     }
-    rows = []
+    rows: list[Markup] = []
     agreements = {subject.name: comparison.of(subject) for subject in subjects}
     for name, pick in _ROWS.items():
         found = {who: None if agreement is None else pick(agreement) for who, agreement in agreements.items()}
+        if name in _OUTPUTS and not any(found.values()):
+            continue
         if not any(deviation and deviation.tokens for deviation in found.values()):
             rows.append(group_row(f"{name}: {ABSENT}", len(columns)))
             continue
-        rows.append(group_row(name, len(columns)))
         # Why a subject has no agreement is said once.
-        listed = [subject for subject in subjects if name == _FIRST or agreements[subject.name] is not None]
+        listed = [subject for subject in subjects if not rows or agreements[subject.name] is not None]
+        rows.append(group_row(name, len(columns)))
         rows += [_row(subject, found[subject.name], quantiles, len(columns) - 1) for subject in listed]
     return table(columns, rows)
 

@@ -71,18 +71,16 @@ def _drift(subjects: Sequence[SubjectRecord]) -> Fact | None:
     worst = _worst(subjects, lambda subject: subject.drift)
     if worst is None:
         return None
-    subject, value, _ = worst
-    precision = "" if subject.computes_in is None else f" in {subject.computes_in}"
-    return Fact("Drift, worst target", number(value), f"relative L2, {subject.name}{precision}")
+    precision = "" if worst.subject.computes_in is None else f" in {worst.subject.computes_in}"
+    return Fact("Drift, worst target", number(worst.relative_l2), f"{worst.what}{precision}")
 
 
 def _loss(subjects: Sequence[SubjectRecord]) -> Fact | None:
     worst = _worst(subjects, lambda subject: subject.loss)
     if worst is None:
         return None
-    subject, value, deviation = worst
-    mean = "" if deviation.cosine_mean is None else f", mean cosine {cosine(deviation.cosine_mean)}"
-    return Fact("Loss against dense", number(value), f"relative L2, {subject.name}{mean}")
+    mean = "" if worst.deviation.cosine_mean is None else f", mean cosine {cosine(worst.deviation.cosine_mean)}"
+    return Fact("Loss against dense", number(worst.relative_l2), f"{worst.what}{mean}")
 
 
 def _cold(subjects: Sequence[SubjectRecord]) -> Fact | None:
@@ -103,14 +101,23 @@ def _compared(
     return base, min(targets, key=lambda pair: pair[1], default=None)
 
 
-def _worst(
-    subjects: Sequence[SubjectRecord], compare: Callable[[SubjectRecord], Agreement | None]
-) -> tuple[SubjectRecord, float, Deviation] | None:
-    """The target with the largest relative L2 of all tokens."""
+@dataclass(frozen=True, slots=True)
+class _Worst:
+    """A target's deviation, and of what it is."""
+
+    subject: SubjectRecord
+    relative_l2: float
+    deviation: Deviation
+    what: str
+
+
+def _worst(subjects: Sequence[SubjectRecord], compare: Callable[[SubjectRecord], Agreement | None]) -> _Worst | None:
+    """The target with the largest relative L2 of all tokens, or of all pooled vectors."""
     known = [
-        (subject, agreement.tokens.relative_l2, agreement.tokens)
+        _Worst(subject, deviation.relative_l2, deviation, f"relative L2{of}, {subject.name}")
         for subject in subjects
         if subject.role == "target" and (agreement := compare(subject)) is not None
-        if agreement.tokens.relative_l2 is not None
+        for deviation, of in ((agreement.tokens, ""), (agreement.pooled, " of pooled vectors"))
+        if deviation is not None and deviation.relative_l2 is not None
     ]
-    return max(known, key=lambda one: one[1], default=None)
+    return max(known, key=lambda one: one.relative_l2, default=None)

@@ -27,28 +27,29 @@ class Histogram:
         return sorted((float(bound), count) for bound, count in self.counts.items())
 
 
-def histograms(label: str, shown: Sequence[Histogram]) -> Markup:
+def histograms(label: str, shown: Sequence[Histogram], what: str) -> Markup:
     """Draw histograms, if any of them counts anything.
 
     Args:
-        label: what is counted, for those who do not see it.
+        label: what is shown, for those who do not see it.
         shown: histograms with the same bounds.
+        what: is counted.
     """
     bounds = [bound for histogram in shown for bound, count in histogram.pairs() if count]
     if not bounds:
         return Markup()
-    panels = (_panel(label, histogram, min(bounds), max(bounds)) for histogram in shown)
+    panels = (_panel(label, histogram, what, min(bounds), max(bounds)) for histogram in shown)
     return element("div", *panels, class_="panels")
 
 
-def _panel(label: str, histogram: Histogram, low: float, high: float) -> Markup:
+def _panel(label: str, histogram: Histogram, what: str, low: float, high: float) -> Markup:
     pairs = [(bound, count) for bound, count in histogram.pairs() if low <= bound <= high]
     total = sum(count for _, count in pairs)
     largest = max((bound for bound, count in pairs if count), default=None)
-    told = "nothing counted" if largest is None else f"{total:,} tokens, up to {tick(largest)}"
+    told = "nothing counted" if largest is None else f"{total:,} {what}, up to {tick(largest)}"
     picture = element(
         "svg",
-        *_columns(histogram.kind, pairs, total),
+        *_columns(histogram.kind, pairs, total, what),
         element("line", x1="0%", x2="100%", y1=_TOP + _HEIGHT, y2=_TOP + _HEIGHT, class_="axis"),
         *_ticks([bound for bound, _ in pairs]),
         role="img",
@@ -57,13 +58,13 @@ def _panel(label: str, histogram: Histogram, low: float, high: float) -> Markup:
     return element("figure", element("figcaption", element("b", histogram.title), element("span", told)), picture)
 
 
-def _columns(kind: str, pairs: Sequence[tuple[float, int]], total: int) -> Iterator[Markup]:
+def _columns(kind: str, pairs: Sequence[tuple[float, int]], total: int, what: str) -> Iterator[Markup]:
     """A column a bound, as high as its share of the highest."""
     most = max((count for _, count in pairs), default=0)
     for place, (bound, count) in enumerate(pairs):
         if count:
-            height = max(1.0, _HEIGHT * count / most)  # a single token must be seen, too
-            title = f"up to {tick(bound)}: {count:,} tokens, {percent(count / total)}"
+            height = max(1.0, _HEIGHT * count / most)  # a single one must be seen, too
+            title = f"up to {tick(bound)}: {count:,} {what}, {percent(count / total)}"
             yield element(
                 "rect",
                 element("title", title),
