@@ -47,7 +47,9 @@ class TokenizerEntry:
     suffix: tuple[int, ...]
     """Ids put after them."""
     pad: int
-    """Id of padding, on the right."""
+    """Id of padding."""
+    padding_side: str
+    """`left` or `right`."""
     special: tuple[str, ...]
     """Tokens that `transformers` finds in a prompt where they are spelled out, and the library does not."""
 
@@ -60,6 +62,7 @@ class TokenizerEntry:
             "prefix": list(self.prefix),
             "suffix": list(self.suffix),
             "pad": self.pad,
+            "padding_side": self.padding_side,
             "special": list(self.special),
         }
 
@@ -80,6 +83,7 @@ class TokenizerEntry:
             prefix=tuple(_natural(number) for number in _list(document["prefix"])),
             suffix=tuple(_natural(number) for number in _list(document["suffix"])),
             pad=_natural(document["pad"]),
+            padding_side=_side(document["padding_side"]),
             special=tuple(_text(token) for token in _list(document["special"])),
         )
 
@@ -137,7 +141,9 @@ class OutputEntry:
         output, shape = Output.from_dict(document), document["shape"]
         joined = len(output.layers) if output.join == "concatenate" else 1
         entry = cls(output, _positive(shape[-1]) // joined)
-        if document["name"] != output.name or (len(shape), shape[-1]) != (len(entry.shape), entry.shape[-1]):
+        pairs = zip(entry.shape, shape, strict=False)
+        fits = len(shape) == len(entry.shape) and all(size in (given, "batch", "sequence") for size, given in pairs)
+        if document["name"] != output.name or not fits:
             raise ValueError(f"the output {document['name']!r} of the shape {shape} is not {output.name}")
         return entry
 
@@ -258,6 +264,9 @@ class Manifest:
             outputs = tuple(OutputEntry.from_dict(output) for output in document["outputs"])
             if [entry.output.pooled for entry in outputs] not in ([False], [True], [False, True]):
                 raise ValueError("outputs must be one per token, or one pooled, or both in this order")
+            pipeline = Preset.from_dict(document["pipeline"])
+            if pipeline.outputs != tuple(entry.output for entry in outputs):
+                raise ValueError("the pipeline takes other outputs than the graphs give")
             vectors = document.get("vectors")
             if (encoder["family"], encoder["num_layers"]) != (plan.family, plan.num_layers):
                 raise ValueError("the plan is for another encoder")
@@ -268,7 +277,7 @@ class Manifest:
                 vocab_size=_positive(encoder["vocab_size"]),
                 max_length=None if encoder["max_length"] is None else _positive(encoder["max_length"]),
                 plan=plan,
-                pipeline=Preset.from_dict(document["pipeline"]),
+                pipeline=pipeline,
                 dtype=BAKEABLE[document["dtype"]],
                 batch=None if batch == "batch" else _positive(batch),
                 sequence=None if sequence == "sequence" else _positive(sequence),
@@ -309,6 +318,12 @@ def _text(value: Any) -> str:
     if type(value) is not str:
         raise TypeError(f"{value!r} is not a text")
     return value
+
+
+def _side(value: Any) -> str:
+    if value not in ("left", "right"):
+        raise ValueError(f"{value!r} is not a side")
+    return str(value)
 
 
 def _list(value: Any) -> list[Any]:

@@ -1,5 +1,7 @@
 """How runtimes without `transformers` tokenise: by a C++ library that was seen to give the same ids.
 
+It gets the text that the tokenizer would get, with what the pipeline puts around the prompt.
+
 SentencePiece where the tokenizer has its model, as T5's and UMT5's have; else OpenVINO Tokenizers, which knows the
 WordPiece, BPE and Unigram tokenizers of the Hugging Face library, if that is installed.
 """
@@ -128,17 +130,32 @@ def _first_line(error: Exception) -> str:
 
 def _compare(tokenizer: Tokenizer, library: _Library) -> TokenizerEntry:
     """What the manifest says of a library that gives the same ids."""
-    if not tokenizer.pads_right:
-        raise InputError("it pads or truncates on the left")
-    prefix, suffix = _frame(tokenizer.ids("a cat"), library.encode("a cat"))
+    if tokenizer.backend.truncation_side != "right":
+        raise InputError("it truncates on the left")
+    pieces = library.encode(tokenizer.preset.prepare("a cat"))
+    prefix, suffix = _frame(tokenizer.ids("a cat"), pieces)
+
+    def ids(text: str, max_length: int | None = None) -> list[int]:
+        room = None if max_length is None else max_length - len(prefix) - len(suffix)
+        return [*prefix, *library.encode(text)[:room], *suffix]
 
     def agrees(prompt: str) -> bool:
-        prepared = tokenizer.preset.prepare(prompt)
-        return tokenizer.ids(prompt) == [*prefix, *library.encode(prepared), *suffix]
+        return tokenizer.ids(prompt) == ids(tokenizer.preset.prepare(prompt))
 
-    for prompt in [*_PROBES, *default_prompts(), *calibration_prompts()]:
+    def check_truncated(prompts: Sequence[str], *, negative: bool) -> None:
+        preset = tokenizer.preset.negative if negative else tokenizer.preset
+        tokens = tokenizer(prompts, negative=negative)
+        for prompt, row, mask in zip(prompts, tokens.input_ids, tokens.attention_mask, strict=True):
+            if row[mask != 0].tolist() != ids(preset.prepare(prompt), preset.max_length):
+                raise InputError(f"{library.kind} gives other ids for {prompt!r}, cut to {preset.max_length} tokens")
+
+    prompts = [*_PROBES, *default_prompts(), *calibration_prompts()]
+    for prompt in prompts:
         if not agrees(prompt):
             raise InputError(f"{library.kind} gives other ids for {prompt!r}")
+    check_truncated(_PROBES, negative=False)
+    if tokenizer.preset.negative != tokenizer.preset:
+        check_truncated(prompts, negative=True)
     return TokenizerEntry(
         kind=library.kind,
         file=library.file,
@@ -146,6 +163,7 @@ def _compare(tokenizer: Tokenizer, library: _Library) -> TokenizerEntry:
         prefix=tuple(prefix),
         suffix=tuple(suffix),
         pad=tokenizer.pad_id,
+        padding_side=tokenizer.backend.padding_side,
         special=tuple(token for token in tokenizer.special_tokens if not agrees(f"a {token} b")),
     )
 

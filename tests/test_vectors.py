@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,18 @@ import torch
 from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.errors import BundleError, InputError
 from skrr_export.exporting import ExportOptions
+from skrr_export.measure.cases import Case
+from skrr_export.outputs import Output
+from skrr_export.pipelines import PRESETS, cleaning
+from skrr_export.pipelines.cleaning import clean_caption, clean_text
+from skrr_export.plan import Plan
 from skrr_export.targets import open_target
-from skrr_export.vectors import read, self_test
+from skrr_export.vectors import SelfTest, Vector, choose_cases, read, self_test
 from tests import reference
 from tests.bundles import PLAN, export, forge_hashes, relative_error, soften
 from tests.checkpoints import bert_checkpoint, contents, t5_checkpoint
+from tests.families.clip import clip_checkpoint
+from tests.families.clip import encode as encode_clip
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
 
@@ -47,10 +56,86 @@ def test_they_are_what_transformers_gives(options: dict[str, Any], t5: Path, tmp
     for vector in read(made):
         case = vector.case
         truth = reference.encode(t5, PLAN, case.input_ids, case.given(made.manifest.pipeline), rounded_to=rounded)
-        assert vector.expected.dtype == np.float32
-        assert relative_error(vector.expected, truth) < 5e-5
+        assert vector.expected.keys() == {"last_hidden_state"}
+        expected = vector.expected["last_hidden_state"]
+        assert expected.dtype == np.float32
+        assert relative_error(expected, truth) < 5e-5
         assert len(case.prompts) == len(case.input_ids) == options.get("batch", 1)
     assert read(made)[0].case.prompts[0] == ""  # the null prompt, which every guided image needs
+    assert self_test(open_target(made)).passed
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP that takes 77 tokens."""
+    directory = tmp_path_factory.mktemp("vectors") / "clip"
+    return clip_checkpoint(directory, layers=4, tokenizer=True, max_position_embeddings=77)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "names"),
+    [
+        ("flux.1", ["pooler_output"]),
+        ("sd3/text_encoder", ["hidden_states.3", "text_embeds"]),
+        ("stable-cascade", ["hidden_states.4", "text_embeds"]),
+    ],
+)
+def test_every_output_has_its_own(pipeline: str, names: list[str], clip: Path, tmp_path: Path) -> None:
+    made = export(clip, tmp_path / "b", plan=Plan("clip", tuple(PLAN)), pipeline=pipeline, vectors=3)
+    for vector in read(made):
+        assert list(vector.expected) == names
+        given = vector.case.given(made.manifest.pipeline)
+        for name, expected in vector.expected.items():
+            truth = encode_clip(clip, PLAN, vector.case.input_ids, given, name)
+            assert relative_error(expected, truth) < 5e-5
+    result = self_test(open_target(made))
+    assert result.passed, str(result)
+    assert list(result.to_dict()["outputs"]) == names
+
+
+def test_joined_layers_are_as_they_are_joined(t5: Path, tmp_path: Path) -> None:
+    layers = (1, 4)
+    for join in ("concatenate", "stack"):
+        made = export_with(t5, tmp_path / join, outputs=(Output("hidden_states", layers, join),))
+        for vector in read(made):
+            case = vector.case
+            given = case.given(made.manifest.pipeline)
+            states = [reference.encode(t5, PLAN, case.input_ids, given, f"hidden_states.{layer}") for layer in layers]
+            truth = np.concatenate(states, axis=-1) if join == "concatenate" else np.stack(states, axis=1)
+            assert relative_error(vector.expected["hidden_states"], truth) < 5e-5
+
+
+def export_with(checkpoint: Path, output: Path, **changes: Any) -> Bundle:
+    """Export for a pipeline that is `plain` but for some changes."""
+    preset = replace(PRESETS["plain"], name="changed", **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "changed", preset)
+        return export(checkpoint, output, PLAN, pipeline="changed", vectors=3)
+
+
+CLEANED = ("caption", "text")
+
+
+@pytest.mark.parametrize("clean", CLEANED)
+def test_cleaning_leaves_prompts_as_they_are(clean: str, t5: Path, tmp_path: Path) -> None:
+    """So that a runtime without the libraries for it makes the same ids."""
+    made = export_with(t5, tmp_path / "b", clean=clean, prefix="before ", suffix=" after", removed=("a",))
+    prompts = [prompt for vector in read(made) for prompt in vector.case.prompts]
+    assert len(set(prompts)) == 3
+    assert any("a" in prompt for prompt in prompts)  # what the pipeline does beside cleaning, it does for all
+    for prompt in prompts:
+        assert (clean_text(prompt) if clean == "text" else clean_caption(clean_caption(prompt))) == prompt
+    assert self_test(open_target(made)).ids_equal
+
+
+@pytest.mark.parametrize("clean", CLEANED)
+def test_where_prompts_cannot_be_cleaned_they_are_not_told(
+    clean: str, t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who can would get other ids."""
+    monkeypatch.setattr(cleaning, "has_ftfy", lambda: False)
+    made = export_with(t5, tmp_path / "b", clean=clean)
+    assert [vector.case.prompts for vector in read(made)] == [()] * 3
     assert self_test(open_target(made)).passed
 
 
@@ -62,6 +147,15 @@ def test_without_a_tokenizer_they_are_random_ids(tmp_path: Path) -> None:
     assert result.passed
     assert result.ids_equal is None
     assert "token ids not checked: passed" in str(result)
+
+
+def test_random_ids_end_and_are_padded_as_prompts_are(bundle: Bundle) -> None:
+    manifest = replace(bundle.manifest, pipeline=replace(bundle.manifest.pipeline, padding_side="left", max_length=20))
+    for case in choose_cases(manifest, None, 4, ending=7):
+        assert case.input_ids.shape[1] <= 20
+        assert (case.input_ids[:, -1] == 7).all()
+        assert case.attention_mask[:, -1].all()
+    assert not case.attention_mask.all()
 
 
 def test_the_same_input_gives_the_same_bytes(t5: Path, bundle: Bundle, tmp_path: Path) -> None:
@@ -86,6 +180,73 @@ def test_a_weight_that_is_off_by_one_percent_fails(copied: Bundle) -> None:
     result = self_test(open_target(open_bundle(copied.directory)))
     assert not result.passed
     assert str(result).endswith("token ids equal: FAILED")
+
+
+def _only(session: Any, damage: Callable[[str, np.ndarray], np.ndarray]) -> SelfTest:
+    """Test a session whose outputs come out otherwise."""
+    run = session._run
+    session._run = lambda feed: {name: damage(name, value.copy()) for name, value in run(feed).items()}
+    return self_test(session)
+
+
+@pytest.mark.parametrize("wrong", ["hidden_states.3", "text_embeds"])
+def test_the_worse_output_decides_and_is_named(wrong: str, clip: Path, tmp_path: Path) -> None:
+    made = export(clip, tmp_path / "b", plan=Plan("clip", tuple(PLAN)), pipeline="sd3/text_encoder", vectors=3)
+    result = _only(open_target(made), lambda name, value: value * (1.001 if name == wrong else 1))
+    assert not result.passed
+    assert f"relative L2 of {wrong} 0.001 (limit 5e-05), cosine distance of " in str(result)
+    for name, distances in result.to_dict()["outputs"].items():
+        assert (distances["relative_l2"] < 5e-5) == (name != wrong)
+
+
+def test_of_stacked_layers_the_worst_decides(t5: Path, tmp_path: Path) -> None:
+    """One that is small beside the others counts as much."""
+    made = export_with(t5, tmp_path / "b", outputs=(Output("hidden_states", (0, 3, 4), "stack"),))
+
+    def damage(name: str, value: np.ndarray) -> np.ndarray:
+        value[:, 0] *= 1.001
+        return value
+
+    result = _only(open_target(made), damage)
+    assert not result.passed
+    assert "relative L2 0.001 (limit 5e-05)" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("changes", "unread"),
+    [
+        ({}, [7, 8, 9]),
+        ({"extra_rows": 2}, [9]),
+        ({"crop": (0, 2)}, [0, 1, 7, 8, 9]),
+        ({"crop": (2, 4), "max_rows": 4}, [2, 3, 6, 7, 8, 9]),
+        ({"padding_rows": "zeroed"}, [7, 8, 9]),
+        ({"padding_rows": "packed", "crop": (0, 1)}, [0, 7, 8, 9]),
+        ({"reads_padding": True}, []),
+        ({"reads_padding": True, "max_rows": 5}, [5, 6, 7, 8, 9]),
+    ],
+)
+def test_only_rows_that_the_denoiser_reads_are_judged(
+    changes: dict[str, Any], unread: list[int], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row is made wrong in turn; the vectors are one prompt of 7 tokens and 3 of padding."""
+    preset = replace(bundle.manifest.pipeline, **changes)
+    session = open_target(replace(bundle, manifest=replace(bundle.manifest, pipeline=preset)))
+    mask = (np.arange(10) < 7).astype(np.int64)[None]
+    case = Case("0", np.arange(5, 15)[None], mask)
+    expected = session.encode(case.input_ids, mask)
+    monkeypatch.setattr("skrr_export.vectors.read", lambda bundle: [Vector(case, expected)])
+    assert self_test(session).passed
+    run, passed = session._run, []
+    for row in range(10):
+
+        def damage(feed: Any, row: int = row) -> Any:
+            outputs = {name: value.copy() for name, value in run(feed).items()}
+            outputs["last_hidden_state"][:, row] *= -1
+            return outputs
+
+        session._run = damage  # type: ignore[method-assign]
+        passed += [row] if self_test(session).passed else []
+    assert passed == unread
 
 
 def _change_vectors(bundle: Bundle, change: Any) -> Bundle:

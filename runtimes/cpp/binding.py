@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 OK, BAD_INPUT, BAD_BUNDLE, MISSING_DEPENDENCY, FAILED, OUT_OF_MEMORY = range(6)
+PROMPT, NEGATIVE_PROMPT = range(2)
 
 
 class Options(ctypes.Structure):
@@ -86,17 +87,20 @@ class Encoder:
         document: dict[str, Any] = json.loads(self._library.functions.skrr_encoder_info(self.handle))
         return document
 
-    def tokenize(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    def tokenize(self, prompts: Sequence[str], *, negative: bool = False) -> dict[str, np.ndarray]:
         """Ids and mask of prompts."""
-        return self._output("skrr_tokenize", _texts(prompts), len(prompts))
+        return self._output("skrr_tokenize", _texts(prompts), len(prompts), _role(negative))
 
-    def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Encode prompts."""
-        return self._output("skrr_encode_prompts", _texts(prompts), len(prompts))
+    def encode(self, prompts: Sequence[str], *, negative: bool = False) -> dict[str, np.ndarray]:
+        """Encode prompts: ids and mask, outputs by name, and of rows their `output_mask`."""
+        return self._output("skrr_encode_prompts", _texts(prompts), len(prompts), _role(negative))
 
-    def encode_ids(self, ids: np.ndarray, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    def encode_ids(
+        self, ids: np.ndarray, mask: np.ndarray | None = None, *, negative: bool = False
+    ) -> dict[str, np.ndarray]:
         """Encode ids."""
-        return self._output("skrr_encode_ids", _numbers(ids), None if mask is None else _numbers(mask), *ids.shape)
+        numbers = (_numbers(ids), None if mask is None else _numbers(mask))
+        return self._output("skrr_encode_ids", *numbers, *ids.shape, _role(negative))
 
     def self_test(self) -> tuple[bool, str]:
         """Whether the bundle's vectors came out, and the line that says so."""
@@ -110,16 +114,24 @@ class Encoder:
         get = self._library.functions
         try:
             shape = (get.skrr_output_batch(output), get.skrr_output_sequence(output))
-            hidden_shape = (*shape, get.skrr_output_hidden_size(output))
             arrays = {
                 "input_ids": _copied(get.skrr_output_input_ids(output), shape),
                 "attention_mask": _copied(get.skrr_output_attention_mask(output), shape),
             }
-            if hidden_shape[2]:
-                arrays["last_hidden_state"] = _copied(get.skrr_output_last_hidden_state(output), hidden_shape)
+            for tensor in filter(None, (get.skrr_output_rows(output), get.skrr_output_pooled(output))):
+                shape = tuple(get.skrr_tensor_shape(tensor)[: get.skrr_tensor_rank(tensor)])
+                arrays[get.skrr_tensor_name(tensor).decode()] = _copied(get.skrr_tensor_values(tensor), shape)
+            if rows := get.skrr_output_rows(output):
+                sizes = get.skrr_tensor_shape(rows)[: get.skrr_tensor_rank(rows)]
+                mask = get.skrr_output_rows_mask(output)
+                arrays["output_mask"] = _copied(mask, (sizes[0], sizes[-2]))
             return arrays
         finally:
             get.skrr_output_free(output)
+
+
+def _role(negative: bool) -> int:
+    return NEGATIVE_PROMPT if negative else PROMPT
 
 
 def _copied(pointer: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -141,15 +153,20 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "skrr_encoder_open": (c_int32, c_char_p, POINTER(Options), POINTER(c_void_p)),
     "skrr_encoder_close": (None, c_void_p),
     "skrr_encoder_info": (c_char_p, c_void_p),
-    "skrr_tokenize": (*_OUTPUT, POINTER(c_char_p), c_size_t, POINTER(c_void_p)),
-    "skrr_encode_prompts": (*_OUTPUT, POINTER(c_char_p), c_size_t, POINTER(c_void_p)),
-    "skrr_encode_ids": (*_OUTPUT, POINTER(c_int64), POINTER(c_int64), c_size_t, c_size_t, POINTER(c_void_p)),
+    "skrr_tokenize": (*_OUTPUT, POINTER(c_char_p), c_size_t, c_int32, POINTER(c_void_p)),
+    "skrr_encode_prompts": (*_OUTPUT, POINTER(c_char_p), c_size_t, c_int32, POINTER(c_void_p)),
+    "skrr_encode_ids": (*_OUTPUT, POINTER(c_int64), POINTER(c_int64), c_size_t, c_size_t, c_int32, POINTER(c_void_p)),
     "skrr_self_test": (*_OUTPUT, POINTER(c_int32), c_char_p, c_size_t),
     "skrr_output_batch": (c_size_t, c_void_p),
     "skrr_output_sequence": (c_size_t, c_void_p),
-    "skrr_output_hidden_size": (c_size_t, c_void_p),
     "skrr_output_input_ids": (POINTER(c_int64), c_void_p),
     "skrr_output_attention_mask": (POINTER(c_int64), c_void_p),
-    "skrr_output_last_hidden_state": (POINTER(c_float), c_void_p),
+    "skrr_output_rows": (c_void_p, c_void_p),
+    "skrr_output_rows_mask": (POINTER(c_int64), c_void_p),
+    "skrr_output_pooled": (c_void_p, c_void_p),
+    "skrr_tensor_name": (c_char_p, c_void_p),
+    "skrr_tensor_rank": (c_size_t, c_void_p),
+    "skrr_tensor_shape": (POINTER(c_int64), c_void_p),
+    "skrr_tensor_values": (POINTER(c_float), c_void_p),
     "skrr_output_free": (None, c_void_p),
 }

@@ -36,8 +36,8 @@ def command(
     """Write a bundle as a model repository of Triton Inference Server.
 
     Three models: NAME takes prompts and gives embeddings and masks; it is NAME_tokenizer and NAME_encoder in a row,
-    which can be called on their own. The encoder's directory is the bundle, by hard links: no more disk, and one
-    page cache for it.
+    which can be called on their own, and NAME_rows where the pipeline takes only some of the encoder's rows. The
+    encoder's directory is the bundle, by hard links: no more disk, and one page cache for it.
 
     \b
     Examples:
@@ -56,11 +56,10 @@ def command(
         name=name, backend=backend, device=device, instances=instances, max_batch=max_batch, threads=threads
     )
     serving = write_repository(opened, repository, choices, replace=force)
-    models = [serving.name, serving.tokenizer, serving.encoder]
     output.result(
         {
             "repository": str(repository),
-            "models": models,
+            "models": serving.models,
             "backend": serving.backend,
             "device": serving.device,
             "instances": serving.instances,
@@ -68,7 +67,7 @@ def command(
             "threads": serving.threads,
             "dtype": serving.dtype.name,
         },
-        f"{repository}: {', '.join(models)}",
+        f"{repository}: {', '.join(serving.models)}",
         f"{serving.encoder}: {serving.instances} x {serving.backend} on {serving.device}, {serving.dtype.name} out, "
         + (f"batches of up to {serving.max_batch}" if serving.max_batch else f"batches of {serving.manifest.batch}"),
         f"serve it: tritonserver --model-repository {repository.absolute()}",

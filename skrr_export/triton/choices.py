@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from skrr_export.bundle import Bundle
 from skrr_export.dtypes import FP32, DType
 from skrr_export.errors import InputError
 from skrr_export.manifest import Manifest
+from skrr_export.pipelines.rows import rearranged
 from skrr_export.targets.tensorrt.options import Profile
 from skrr_export.targets.tensorrt.record import EngineRecord
 from skrr_export.triton.cores import cores
@@ -60,6 +63,18 @@ class Serving:
         return f"{self.name}_encoder"
 
     @property
+    def finisher(self) -> str | None:
+        """Name of the model that makes of the encoder's rows what the pipeline does; `None`: it takes them all."""
+        pipeline = self.manifest.pipeline
+        finishes = rearranged(pipeline) or pipeline.padding_rows != "kept"
+        return f"{self.name}_rows" if finishes and self.manifest.rows is not None else None
+
+    @property
+    def models(self) -> list[str]:
+        """Names of all models, the one that takes prompts first."""
+        return [self.name, self.tokenizer, self.encoder, *filter(None, [self.finisher])]
+
+    @property
     def dtype(self) -> DType:
         """Of the embeddings: on a CPU everything is computed in fp32, and numpy has no bf16."""
         dtype = self.manifest.dtype
@@ -71,9 +86,25 @@ class Serving:
         return [] if self.max_batch else [self.manifest.batch or 1]
 
     @property
+    def longest(self) -> int:
+        """Most tokens of a row."""
+        pipeline = self.manifest.pipeline
+        return pipeline.max_length + -pipeline.max_length % pipeline.multiple_of
+
+    @property
     def length(self) -> int:
-        """Tokens of a row; -1: any number."""
-        return self.manifest.pipeline.max_length if self.manifest.pipeline.padding == "max_length" else -1
+        """Tokens of a row; -1: any number, and so it is where negative prompts are shorter."""
+        pipeline = self.manifest.pipeline
+        fixed = pipeline.padding == "max_length" and pipeline.negative.max_length == pipeline.max_length
+        return self.longest if fixed else -1
+
+    @property
+    def finished_length(self) -> int:
+        """Rows that the pipeline keeps of them; -1: any number."""
+        pipeline = self.manifest.pipeline
+        if self.length < 0 or pipeline.padding_rows == "packed":
+            return -1
+        return len(np.delete(np.arange(self.length), slice(*pipeline.crop))[: pipeline.max_rows])
 
 
 def decide(bundle: Bundle, choices: Choices) -> Serving:
@@ -88,7 +119,7 @@ def decide(bundle: Bundle, choices: Choices) -> Serving:
     manifest = bundle.manifest
     _check_length(manifest)
     profile = _profile(bundle) if backend == "tensorrt" else None
-    return Serving(
+    serving = Serving(
         manifest=manifest,
         name=choices.name or default_name(bundle),
         backend=backend,
@@ -98,6 +129,12 @@ def decide(bundle: Bundle, choices: Choices) -> Serving:
         max_batch=_max_batch(manifest, choices.max_batch, profile),
         file=_file(bundle, backend, choices.device),
     )
+    if serving.finisher is not None and serving.dtype.name == "bf16":
+        raise InputError(
+            f"the pipeline '{manifest.pipeline.name}' takes some of the encoder's rows only, which a model in Python "
+            "does, and numpy has no bf16: use --backend python, or export again with --dtype fp16"
+        )
+    return serving
 
 
 def default_name(bundle: Bundle) -> str:

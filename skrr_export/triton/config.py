@@ -1,9 +1,11 @@
-"""The three models' configurations, each from what is served."""
+"""The models' configurations, each from what is served."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from skrr_export.manifest import OutputEntry
+from skrr_export.pipelines.rows import rearranged
 from skrr_export.triton.choices import Serving
 from skrr_export.triton.pbtxt import Message, Name, Value, entries
 
@@ -13,7 +15,8 @@ QUEUE_DELAY_MICROSECONDS = 1000
 """How long a request waits for others to share a batch with: little beside an encoder's milliseconds."""
 
 TEXT = "text"
-OUTPUT = "last_hidden_state"
+ENCODED = "encoded"
+"""Within the ensemble, the encoder's rows of which the pipeline takes some."""
 
 
 def tokenizer_config(serving: Serving) -> Message:
@@ -40,7 +43,7 @@ def encoder_config(serving: Serving) -> Message:
         "default_model_filename": serving.file,
         **_common(serving),
         "input": [_ids(serving, name) for name in serving.manifest.inputs],
-        "output": [_embedding(serving)],
+        "output": [_embedding(serving, entry) for entry in serving.manifest.outputs],
         "instance_group": [_encoder_group(serving)],
         **_batching(serving, delay=QUEUE_DELAY_MICROSECONDS),
         "parameters": _encoder_parameters(serving),
@@ -48,22 +51,48 @@ def encoder_config(serving: Serving) -> Message:
     }
 
 
+def finisher_config(serving: Serving) -> Message:
+    """The model that takes of the encoder's rows what the pipeline does; always on the CPU."""
+    rows = serving.manifest.rows
+    assert serving.finisher is not None
+    assert rows is not None
+    # To warm up there is nothing: it is a copy.
+    return {
+        "name": serving.finisher,
+        "backend": "python",
+        **_common(serving),
+        "input": [_embedding(serving, rows), _ids(serving, "attention_mask")],
+        "output": _finished(serving, rows),
+        "instance_group": [{"count": 1, "kind": Name("KIND_CPU")}],
+        **_batching(serving, delay=0),
+    }
+
+
 def ensemble_config(serving: Serving) -> Message:
-    """The model that clients call: prompts in, embeddings and the mask that a denoiser needs out.
+    """The model that clients call: prompts in, embeddings and the masks that a denoiser needs out.
 
     The ids are no output: Triton would leave the tokenizer out where a client asks for none of its outputs, though the
     encoder needs them, were all of them outputs of the ensemble.
     """
-    steps = (
-        (serving.tokenizer, [TEXT], ["input_ids", "attention_mask"]),
-        (serving.encoder, serving.manifest.inputs, [OUTPUT]),
-    )
+    outputs = [_embedding(serving, entry) for entry in serving.manifest.outputs]
+    encoded = _same([entry.output.name for entry in serving.manifest.outputs])
+    steps = [
+        (serving.tokenizer, _same([TEXT]), _same(["input_ids", "attention_mask"])),
+        (serving.encoder, _same(serving.manifest.inputs), encoded),
+    ]
+    rows = serving.manifest.rows
+    if serving.finisher is not None and rows is not None:
+        encoded[rows.output.name] = ENCODED
+        taken, *masks = _finished(serving, rows)
+        outputs = [taken, *outputs[1:], *masks]
+        made = _same([str(output["name"]) for output in (taken, *masks)])
+        steps.append((serving.finisher, {rows.output.name: ENCODED, **_same(["attention_mask"])}, made))
     return {
         "name": serving.name,
         "platform": "ensemble",
         **_common(serving),
         "input": [_text(serving)],
-        "output": [_embedding(serving), _ids(serving, "attention_mask")],
+        "output": [*outputs, _ids(serving, "attention_mask")],
         "ensemble_scheduling": {"step": [_step(*step) for step in steps]},
     }
 
@@ -88,7 +117,7 @@ def _encoder_parameters(serving: Serving) -> list[Message]:
 
 def _encoder_warmup(serving: Serving) -> list[Message]:
     """At full length; the largest batch takes a GPU's memory at once, or fails. On a CPU that would take minutes."""
-    dims = [*serving.rows, serving.manifest.pipeline.max_length]
+    dims = [*serving.rows, serving.longest]
     inputs = {name: _zeros("TYPE_INT64", dims) for name in serving.manifest.inputs}
     batches = {1, serving.max_batch or 1} if serving.device == "cuda" else {1}
     return [_warmup(batch, inputs) for batch in sorted(batches)]
@@ -106,9 +135,19 @@ def _ids(serving: Serving, name: str) -> Message:
     return _tensor(name, "TYPE_INT64", [*serving.rows, serving.length])
 
 
-def _embedding(serving: Serving) -> Message:
+def _embedding(serving: Serving, entry: OutputEntry, length: int | None = None) -> Message:
+    """An output of the encoder, of so many rows; by default one a token."""
     kind = f"TYPE_{serving.dtype.name.upper()}"
-    return _tensor(OUTPUT, kind, [*serving.rows, serving.length, serving.manifest.hidden_size])
+    sizes = {"sequence": serving.length if length is None else length}
+    dims = [size if isinstance(size, int) else sizes[size] for size in entry.shape[1:]]
+    return _tensor(entry.output.name, kind, [*serving.rows, *dims])
+
+
+def _finished(serving: Serving, rows: OutputEntry) -> list[Message]:
+    """The rows that the pipeline takes, and their mask where it is not the tokens'."""
+    length = serving.finished_length
+    mask = _tensor("output_mask", "TYPE_INT64", [*serving.rows, length])
+    return [_embedding(serving, rows, length), *([mask] if rearranged(serving.manifest.pipeline) else [])]
 
 
 def _tensor(name: str, kind: str, dims: Sequence[int]) -> Message:
@@ -136,10 +175,16 @@ def _warmup(batch: int, inputs: Mapping[str, Message]) -> Message:
     return {"name": f"batch of {batch}", "batch_size": batch, "inputs": entries(inputs)}
 
 
-def _step(model: str, inputs: Sequence[str], outputs: Sequence[str]) -> Message:
+def _same(names: Sequence[str]) -> dict[str, str]:
+    """Tensors that a model and the ensemble call the same."""
+    return {name: name for name in names}
+
+
+def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Message:
+    """A call of a model, by the ensemble's names of its tensors."""
     return {
         "model_name": model,
         "model_version": -1,
-        "input_map": entries({name: name for name in inputs}),
-        "output_map": entries({name: name for name in outputs}),
+        "input_map": entries(inputs),
+        "output_map": entries(outputs),
     }

@@ -1,4 +1,7 @@
-"""Write a bundle as a Triton model repository: a tokenizer, the encoder, and the ensemble of both."""
+"""Write a bundle as a Triton model repository: a tokenizer, the encoder, and the ensemble of both.
+
+Where the pipeline takes only some of the encoder's rows, or zeros in their place, a small model more does that.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from skrr_export.manifest import MANIFEST
 from skrr_export.staging import StagedDirectory
 from skrr_export.tokenization import Tokenizer
 from skrr_export.triton.choices import Choices, Serving, decide
-from skrr_export.triton.config import encoder_config, ensemble_config, tokenizer_config
+from skrr_export.triton.config import encoder_config, ensemble_config, finisher_config, tokenizer_config
 from skrr_export.triton.pbtxt import to_text
 from skrr_export.triton.tokenizer import tokenizer_files
 
@@ -34,7 +37,7 @@ def write_repository(bundle: Bundle, output: Path, choices: Choices, *, replace:
     Tokenizer.of_bundle(bundle)  # fails here rather than in the server
     encoder, tokenizer = f"{serving.encoder}/{VERSION}", f"{serving.tokenizer}/{VERSION}"
     if replace:
-        _check_alone(output, {serving.name, serving.encoder, serving.tokenizer})
+        _check_alone(output, set(serving.models))
     kind = f"Triton repository of {serving.name}"
     with StagedDirectory(output, replace=replace, marker=f"{encoder}/{MANIFEST}", kind=kind) as staged:
         for name in (MANIFEST, *bundle.manifest.files):
@@ -44,6 +47,10 @@ def write_repository(bundle: Bundle, output: Path, choices: Choices, *, replace:
         staged.write(f"{tokenizer}/model.py", _model("tokenizer"))
         if serving.backend == "python":
             staged.write(f"{encoder}/{serving.file}", _model("encoder"))
+        if serving.finisher is not None:
+            staged.write(f"{serving.finisher}/{VERSION}/{MANIFEST}", (bundle.directory / MANIFEST).read_bytes())
+            staged.write(f"{serving.finisher}/{VERSION}/model.py", _model("rows"))
+            staged.write(f"{serving.finisher}/config.pbtxt", to_text(finisher_config(serving)).encode())
         staged.write(f"{serving.name}/{VERSION}/{KEEP}", b"")
         staged.write(f"{serving.tokenizer}/config.pbtxt", to_text(tokenizer_config(serving)).encode())
         staged.write(f"{serving.encoder}/config.pbtxt", to_text(encoder_config(serving)).encode())

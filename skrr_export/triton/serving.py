@@ -47,8 +47,16 @@ class Model(ABC):
             InputError: they are not acceptable.
         """
 
+    def negative(self, request: Any) -> bool:
+        """Whether a request's prompts are negative ones that are treated in another way.
+
+        Raises:
+            InputError: it does not say so properly.
+        """
+        return False
+
     @abstractmethod
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, *, negative: bool) -> Arrays:
         """Compute outputs, a row for each row of the inputs.
 
         Raises:
@@ -62,26 +70,28 @@ class Model(ABC):
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer requests, in their order; called by Triton."""
         answers: dict[int, Any] = {}
-        groups: dict[tuple[object, ...], dict[int, Arrays]] = {}
+        groups: dict[tuple[bool, object], dict[int, Arrays]] = {}
         for index, request in enumerate(requests):
             try:
-                inputs = self.read(request)
+                inputs, negative = self.read(request), self.negative(request)
             except InputError as error:
                 answers[index] = _refusal(error)
             else:
-                groups.setdefault(_shape(inputs), {})[index] = inputs
-        for group in groups.values():
-            answers |= zip(group, self._run_together(list(group.values())), strict=True)
+                groups.setdefault((negative, _shape(inputs)), {})[index] = inputs
+        for (negative, _), group in groups.items():
+            answers |= zip(group, self._run_together(list(group.values()), negative=negative), strict=True)
         return [answers[index] for index in range(len(requests))]
 
-    def _run_together(self, group: Sequence[Arrays]) -> list[Any]:
+    def _run_together(self, group: Sequence[Arrays], *, negative: bool) -> list[Any]:
         """Responses to requests whose rows have the same shapes."""
+        together = {name: np.concatenate([inputs[name] for inputs in group]) for name in group[0]}
         try:
-            outputs = self.run({name: np.concatenate([inputs[name] for inputs in group]) for name in group[0]})
+            outputs = self.run(together, negative=negative)
         except InputError as error:
             if len(group) == 1:
                 return [_refusal(error)]
-            return [response for inputs in group for response in self._run_together([inputs])]  # whose fault is it?
+            alone = (self._run_together([inputs], negative=negative) for inputs in group)  # whose fault is it?
+            return [response for responses in alone for response in responses]
         ends = np.cumsum([_rows(inputs) for inputs in group])[:-1]
         parts = {name: np.split(array, ends) for name, array in outputs.items()}
         return [_response(self.finish({name: parts[name][index] for name in parts})) for index in range(len(group))]
@@ -102,6 +112,18 @@ def tensor(request: Any, name: str) -> npt.NDArray[Any]:
     if array.ndim == 0 or len(array) == 0:
         raise InputError(f"the batch is empty: '{name}' has no rows")
     return array
+
+
+def says_negative(request: Any) -> bool:
+    """Whether a request's parameter `negative` is true.
+
+    Raises:
+        InputError: it is something else.
+    """
+    value = json.loads(request.parameters() or "{}").get("negative", False)
+    if type(value) is not bool:
+        raise InputError(f"the parameter 'negative' must be true or false, not {value!r}")
+    return value
 
 
 def _rows(inputs: Arrays) -> int:

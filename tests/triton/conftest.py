@@ -9,6 +9,9 @@ import pytest
 from skrr_export.bundle import Bundle
 from tests.bundles import export, soften
 from tests.checkpoints import t5_checkpoint
+from tests.runtimes.presets import bundle_for
+
+__all__ = ["bundle_for"]
 
 
 @pytest.fixture(scope="session")

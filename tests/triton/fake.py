@@ -43,10 +43,16 @@ class InferenceResponse:
         return {tensor.label: tensor.array for tensor in self.output_tensors or []}
 
 
-Request = dict[str, np.ndarray]
+class Request(dict[str, np.ndarray]):
+    """Its inputs, by name; a plain dictionary is one to models that ask for no parameters."""
+
+    told: Mapping[str, Any] | None = None
+
+    def parameters(self) -> str:
+        return "" if self.told is None else json.dumps(self.told)
 
 
-def _input_by_name(request: Request, name: str) -> Tensor | None:
+def _input_by_name(request: Mapping[str, np.ndarray], name: str) -> Tensor | None:
     return Tensor(name, request[name]) if name in request else None
 
 
@@ -88,7 +94,7 @@ def arguments(model: Path, *, kind: str = "CPU", parameters: Mapping[str, str] |
 
 def start(args: Mapping[str, str]) -> Any:
     """An instance of the model that is told this."""
-    which = "tokenizer" if args["model_name"].endswith("_tokenizer") else "encoder"
+    which = args["model_name"].rpartition("_")[2]
     instance = importlib.import_module(f"skrr_export.triton.models.{which}").TritonPythonModel()
     instance.initialize(args)
     return instance
@@ -99,7 +105,9 @@ def load(model: Path, **changes: Any) -> Any:
     return start(arguments(model, **changes))
 
 
-def text(*prompts: str | bytes) -> Request:
+def text(*prompts: str | bytes, **parameters: Any) -> Request:
     """A request for prompts."""
     rows = [[prompt.encode() if isinstance(prompt, str) else prompt] for prompt in prompts]
-    return {"text": np.array(rows, dtype=object).reshape(len(rows), 1)}
+    request = Request(text=np.array(rows, dtype=object).reshape(len(rows), 1))
+    request.told = parameters or None
+    return request

@@ -8,8 +8,9 @@ from typing import Any
 
 from skrr_export.bundle import Bundle
 from skrr_export.dtypes import BAKEABLE
-from skrr_export.manifest import FileEntry, Manifest
-from skrr_export.pipelines import PRESETS
+from skrr_export.manifest import FileEntry, Manifest, OutputEntry
+from skrr_export.outputs import LAST
+from skrr_export.pipelines import PRESETS, Preset
 from skrr_export.plan import Plan
 from skrr_export.targets.tensorrt.options import Profile
 from skrr_export.targets.tensorrt.record import EngineRecord
@@ -25,6 +26,7 @@ MANIFEST = Manifest(
     dtype=BAKEABLE["fp32"],
     batch=None,
     sequence=None,
+    outputs=(OutputEntry(LAST, 37),),
     total_parameters=100,
     kept_parameters=100,
     targets={"onnx": {"file": "model.onnx"}},
@@ -33,20 +35,22 @@ MANIFEST = Manifest(
 
 
 def bundle(
-    pipeline: str = "plain",
+    pipeline: str | Preset = "plain",
     dtype: str = "fp32",
     *,
     directory: str = "/bundles/t5.bundle",
     targets: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Bundle:
-    """A bundle with an ONNX graph, and the one for CPUs if it is half precision."""
+    """A bundle with an ONNX graph, and the one for CPUs if it is half precision; pooled vectors are 29 wide."""
+    preset = PRESETS[pipeline] if isinstance(pipeline, str) else pipeline
     onnx: dict[str, Any] = {"file": "model.onnx"}
     if dtype != "fp32":
         onnx["cpu"] = {"file": "model.cpu.onnx", "dtype": "fp32"}
     manifest = replace(
         MANIFEST,
-        pipeline=PRESETS[pipeline],
+        pipeline=preset,
+        outputs=tuple(OutputEntry(output, 29 if output.pooled else 37) for output in preset.outputs),
         dtype=BAKEABLE[dtype],
         targets={"onnx": onnx} if targets is None else targets,
         **changes,

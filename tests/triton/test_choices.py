@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from skrr_export.errors import SkrrError
+from skrr_export.pipelines import PRESETS
 from skrr_export.triton import choices, cores
 from skrr_export.triton.choices import Choices, decide, default_name
 from tests.triton.manifests import bundle, engine
@@ -37,6 +39,40 @@ def test_the_backend_its_file_and_the_precision_of_what_comes_out(
 ) -> None:
     serving = decide(bundle(dtype=dtype), Choices(**chosen))
     assert (serving.backend, serving.file, serving.dtype.name) == (backend, file, output)
+
+
+def test_numpy_has_no_bf16_to_rearrange() -> None:
+    """In which an encoder on a GPU gives its rows."""
+    words = (
+        "the pipeline 'auraflow' takes some of the encoder's rows only, which a model in Python does, and numpy has no "
+        "bf16: use --backend python, or export again with --dtype fp16"
+    )
+    zeroed = bundle("auraflow", "bf16")
+    with pytest.raises(SkrrError) as caught:
+        decide(zeroed, Choices(device="cuda"))
+    assert str(caught.value) == words
+    assert decide(zeroed, Choices(device="cuda", backend="python")).dtype.name == "fp32"
+    assert decide(bundle("auraflow", "fp16"), Choices(device="cuda")).finisher == "t5_rows"
+
+
+@pytest.mark.parametrize(
+    ("preset", "length", "rows"),
+    [
+        ("plain", -1, -1),
+        ("cogview4", -1, -1),
+        ("hunyuanvideo/text_encoder", 351, 256),
+        ("lumina2", 256, 256),
+        (replace(PRESETS["sana"], prefix_on_top=False, max_length=500, crop=(1, 201)), -1, -1),
+        (replace(PRESETS["z-image"], chat=None), 512, -1),
+        (replace(PRESETS["cogview4"], padding="max_length", max_length=70), 80, 80),
+        (replace(PRESETS["hunyuanvideo/text_encoder"], max_rows=20), 351, 20),
+    ],
+    ids=str,
+)
+def test_how_many_tokens_and_rows_there_are(preset: Any, length: int, rows: int) -> None:
+    """Any number of Sana's, whose negative prompts have fewer tokens."""
+    serving = decide(bundle(preset), Choices())
+    assert (serving.length, serving.finished_length) == (length, rows)
 
 
 def test_an_engine_is_served_in_batches_that_it_takes() -> None:
@@ -109,7 +145,7 @@ def test_a_model_is_named_after_the_bundle(directory: str, name: str) -> None:
             "the bundle takes 77 tokens and nothing else, the pipeline 'plain' feeds as many tokens as a prompt has: "
             "export again without --sequence",
         ),
-        ({"pipeline": "sd3", "sequence": 77}, {}, "the pipeline 'sd3' feeds 256 tokens"),
+        ({"pipeline": "sd3/text_encoder_3", "sequence": 77}, {}, "the pipeline 'sd3' feeds 256 tokens"),
         ({"targets": {"pt2": {"file": "model.pt2"}}}, {}, "/bundles/t5.bundle has no target 'onnx'; it has: pt2"),
         (
             {"dtype": "fp16", "targets": {"onnx": {"file": "model.onnx"}}},

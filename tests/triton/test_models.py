@@ -23,6 +23,7 @@ from skrr_export.triton.choices import Choices
 from skrr_export.triton.models import encoder as encoder_module
 from skrr_export.triton.repository import write_repository
 from tests.bundles import relative_error
+from tests.runtimes.presets import CLIPS, STAND_INS, BundleFor, prompts_for
 from tests.triton import fake
 from tests.triton.fake import InferenceResponse, Request, text
 
@@ -89,7 +90,9 @@ def test_ids_do_not_depend_on_other_requests(tokenizer: Any, batches: list[list[
 def test_prompts_are_tokenised_in_one_call(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     genuine = tokenizer.run
-    monkeypatch.setattr(tokenizer, "run", lambda inputs: calls.append(len(inputs["text"])) or genuine(inputs))
+    monkeypatch.setattr(
+        tokenizer, "run", lambda inputs, **options: calls.append(len(inputs["text"])) or genuine(inputs, **options)
+    )
     tokenizer.execute([text("a"), text("b", "c"), text("d")])
     assert calls == [4]
 
@@ -147,7 +150,9 @@ def test_requests_are_encoded_together_by_length_and_answered_in_order(
     requests = [ids([5, 6, 1]), ids([7, 1]), ids([8, 9, 1], [3, 4, 1]), ids([2, 1], masked=[0])]
     calls = []
     genuine = encoder.run
-    monkeypatch.setattr(encoder, "run", lambda inputs: calls.append(inputs["input_ids"].shape) or genuine(inputs))
+    monkeypatch.setattr(
+        encoder, "run", lambda inputs, **options: calls.append(inputs["input_ids"].shape) or genuine(inputs, **options)
+    )
     responses = encoder.execute(requests)
     assert calls == [(3, 3), (2, 2)]
     session = skrr_export.open_session(plain.directory)
@@ -205,6 +210,70 @@ def test_changed_weights_are_noticed_unless_told_not_to(plain: Bundle, tmp_path:
     with pytest.raises(BundleError, match=f"^{weights} was changed: its hash is not the manifest's; export again$"):
         fake.load(tmp_path / "models" / "t5_encoder")
     fake.load(tmp_path / "models" / "t5_encoder", parameters={"check_hashes": "false"})
+
+
+# Pipelines with rules for rows
+
+
+def answers(models: dict[str, Any], requests: list[Request]) -> list[dict[str, np.ndarray]]:
+    """What an ensemble of models gives, each of them executed once on all requests."""
+
+    def then(model: str, inputs: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        passed = [Request(each) for each in inputs]
+        for one, request in zip(passed, requests, strict=True):
+            one.told = request.told
+        return [response.outputs for response in models[model].execute(passed)]
+
+    tokens = then("tokenizer", requests)  # type: ignore[arg-type]
+    found = [{**one, **two} for one, two in zip(tokens, then("encoder", tokens), strict=True)]
+    if "rows" in models:
+        found = [{**one, **two} for one, two in zip(found, then("rows", found), strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("key", [*STAND_INS, *CLIPS])
+def test_requests_get_what_python_gives_to_each_alone(key: str, bundle_for: BundleFor, tmp_path: Path) -> None:
+    bundle = bundle_for(key)
+    serving = write_repository(bundle, tmp_path / "models", Choices(name="t5"))
+    models = {name.partition("_")[2]: fake.load(tmp_path / "models" / name) for name in serving.models[1:]}
+    assert ("rows" in models) == (serving.finisher is not None)
+    prompts = prompts_for(bundle)
+    batches = [prompts[:1], prompts[1:3], prompts[:2], prompts[3:], prompts[2:3]]
+    requests = [text(*batch, negative=negative) for negative in (False, True) for batch in batches]
+    random = np.random.default_rng(0)
+    order = random.permutation(len(requests))
+    session = skrr_export.open_session(bundle.directory)
+    for number, answer in zip(order, answers(models, [requests[number] for number in order]), strict=True):
+        negative, batch = bool(number // len(batches)), batches[number % len(batches)]
+        truth = skrr_export.encode_prompts(session, batch, negative=negative)
+        if bundle.manifest.rows is None:
+            truth.pop("output_mask", None)
+        assert truth.keys() <= answer.keys()
+        for name, expected in truth.items():
+            assert answer[name].dtype == expected.dtype
+            assert answer[name].shape == expected.shape, name
+            np.testing.assert_allclose(answer[name], expected, rtol=0, atol=1e-4 * np.abs(expected).max(initial=1))
+        if "output_mask" in answer and "output_mask" not in truth:  # of negative prompts alone
+            np.testing.assert_array_equal(answer["output_mask"], answer["attention_mask"])
+
+
+@pytest.mark.parametrize("model", ["tokenizer", "rows"])
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_what_is_said_of_negative_prompts_is_true_or_false(
+    model: str, value: Any, bundle_for: BundleFor, tmp_path: Path
+) -> None:
+    bundle = bundle_for("cropped inside, bare negatives")
+    write_repository(bundle, tmp_path / "models", Choices(name="t5"))
+    loaded = fake.load(tmp_path / "models" / f"t5_{model}")
+    request = text("a cat", negative=value)
+    if model == "rows":
+        request = Request(last_hidden_state=np.zeros((1, 300, 37), np.float32), attention_mask=np.ones((1, 300), int))
+        request.told = {"negative": value}
+    fine, refused = Request(request), request
+    assert (
+        reason(loaded.execute([fine, refused])[1]) == f"the parameter 'negative' must be true or false, not {value!r}"
+    )
+    assert loaded.execute([fine])[0].error is None
 
 
 REQUIREMENTS = Path(skrr_export.__file__).parents[1] / "runtimes" / "triton" / "requirements.txt"

@@ -15,6 +15,7 @@ from skrr_export.triton.repository import write_repository
 from skrr_export.triton.tokenizer import open_tokenizer
 from tests.bundles import forge_hashes
 from tests.checkpoints import contents
+from tests.runtimes.presets import BundleFor
 from tests.triton.fake import read_config
 
 SMALL = ["config.json", "manifest.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
@@ -38,6 +39,14 @@ def test_three_models_of_which_the_encoder_is_the_bundle(tmp_path: Path, plain: 
     assert open_tokenizer(tmp_path / "models" / "plain_tokenizer" / "1")(["a cat"]).input_ids.shape == (1, 6)
     for model in ("plain", "plain_encoder", "plain_tokenizer"):
         assert read_config(tmp_path / "models" / model / "config.pbtxt").name == model
+
+
+def test_rows_are_taken_by_a_model_that_needs_the_manifest_only(tmp_path: Path, bundle_for: BundleFor) -> None:
+    bundle = bundle_for("packed")
+    write_repository(bundle, tmp_path / "models", Choices(name="t5"))
+    assert files(tmp_path / "models" / "t5_rows") == ["1/manifest.json", "1/model.py", "config.pbtxt"]
+    assert read_config(tmp_path / "models" / "t5_rows" / "config.pbtxt").name == "t5_rows"
+    write_repository(bundle, tmp_path / "models", Choices(name="t5"), replace=True)
 
 
 def test_the_bundles_files_are_linked_and_not_copied(tmp_path: Path, plain: Bundle) -> None:

@@ -32,6 +32,7 @@ from skrr_export.triton.repository import write_repository
 from tests.bundles import export, relative_error
 from tests.checkpoints import t5_checkpoint
 from tests.runtimes.damage import CASES, Damage
+from tests.runtimes.presets import BundleFor
 
 pytestmark = pytest.mark.skipif(absent() is not None, reason=str(absent()))
 
@@ -39,7 +40,6 @@ INSTANCES = 2
 WIDE = {"d_model": 512, "num_heads": 8, "d_kv": 64, "d_ff": 2048}
 """Dimensions of the encoder whose weights are large enough to be told from everything else in memory."""
 README = Path(__file__).parents[2] / "runtimes" / "triton" / "README.md"
-OUTPUTS = ("last_hidden_state", "input_ids", "attention_mask")
 CLIENTS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 Outputs = dict[str, np.ndarray]
 
@@ -53,10 +53,17 @@ def wide(remembered_traces: None, tmp_path_factory: pytest.TempPathFactory) -> B
     return bundle
 
 
+TAKEN = ("bare", "packed")
+"""Models that take some of the encoder's rows."""
+RULES = {"bare": "cropped inside, bare negatives", "packed": "stacked, packed", "clip": "sd3/text_encoder"}
+"""Models whose pipelines have rules for rows, or several outputs, and what they stand in for."""
+
+
 @pytest.fixture(scope="module")
-def bundles(wide: Bundle, padded: Bundle, half: Bundle, pair: Bundle) -> dict[str, Bundle]:
+def bundles(wide: Bundle, padded: Bundle, half: Bundle, pair: Bundle, bundle_for: BundleFor) -> dict[str, Bundle]:
     """What the server serves, by model."""
-    return {"wide": wide, "padded": padded, "half": half, "pair": pair}
+    rules = {name: bundle_for(key) for name, key in RULES.items()}
+    return {"wide": wide, "padded": padded, "half": half, "pair": pair, **rules}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +103,7 @@ def protocol(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def ask(server: Server, protocol: str, model: str, inputs: dict[str, Any]) -> Outputs:
+def ask(server: Server, protocol: str, model: str, inputs: dict[str, Any], **parameters: Any) -> Outputs:
     """Call a model; its inputs are arrays, or lists of prompts."""
     library, tensors = CLIENTS[protocol], []
     for name, value in inputs.items():
@@ -105,20 +112,29 @@ def ask(server: Server, protocol: str, model: str, inputs: dict[str, Any]) -> Ou
         tensor.set_data_from_numpy(array)
         tensors.append(tensor)
     with client(server, protocol) as connection:
-        answer = connection.infer(model, tensors)
-        arrays = {name: answer.as_numpy(name) for name in OUTPUTS}
-    return {name: array for name, array in arrays.items() if array is not None}
+        answer = connection.infer(model, tensors, parameters=parameters or None)
+        response = answer.get_response()
+        outputs = response["outputs"] if isinstance(response, dict) else response.outputs
+        names = [output["name"] if isinstance(output, dict) else output.name for output in outputs]
+        return {name: answer.as_numpy(name) for name in names}
 
 
-def expect_same(ours: Outputs, session: Any, prompts: list[str]) -> None:
+def expect_same(ours: Outputs, session: Any, prompts: list[str], *, negative: bool = False) -> None:
     """Compare with Python's own result, for the same prompts alone."""
-    expected = skrr_export.encode_prompts(session, prompts)
-    np.testing.assert_array_equal(ours["attention_mask"], expected["attention_mask"])
-    assert ours["last_hidden_state"].dtype == np.float32
-    rows = np.ones_like(expected["attention_mask"], bool)
-    if session.bundle.manifest.pipeline.masked:
-        rows = expected["attention_mask"].astype(bool)  # padding is masked, and its rows mean nothing
-    assert relative_error(ours["last_hidden_state"][rows], expected["last_hidden_state"][rows]) < 1e-5
+    expected = skrr_export.encode_prompts(session, prompts, negative=negative)
+    expected.setdefault("output_mask", expected["attention_mask"])
+    assert ours.keys() >= {"attention_mask", *(entry.output.name for entry in session.bundle.manifest.outputs)}
+    for name, array in ours.items():
+        assert array.dtype == expected[name].dtype
+        if array.dtype == np.int64:
+            np.testing.assert_array_equal(array, expected[name])
+            continue
+        read = np.ones(array.shape[:-1], bool)
+        if array.ndim == 3 and session.bundle.manifest.pipeline.masked:
+            read = expected["output_mask"].astype(bool)  # padding is masked, and its rows mean nothing
+        zero = ~expected[name].any(axis=-1)
+        assert not array[zero].any()
+        assert relative_error(array[read & ~zero], expected[name][read & ~zero]) < 1e-5
 
 
 # Memory, before anything else makes activations of its own
@@ -163,7 +179,8 @@ def test_the_server_is_live_and_ready(server: Server, protocol: str, bundles: di
         assert connection.is_server_live()
         assert connection.is_server_ready()
         for name in bundles:
-            for model in (name, f"{name}_tokenizer", f"{name}_encoder"):
+            models = (name, f"{name}_tokenizer", f"{name}_encoder", *([f"{name}_rows"] if name in TAKEN else []))
+            for model in models:
                 assert connection.is_model_ready(model)
 
 
@@ -198,7 +215,7 @@ def test_configurations_are_taken_as_they_are_written(server: Server) -> None:
 # Prompts and ids
 
 
-@pytest.mark.parametrize("model", ["wide", "padded", "half"])
+@pytest.mark.parametrize("model", ["wide", "padded", "half", *RULES])
 @pytest.mark.parametrize(
     "prompts",
     [["a cat"], [""], ["A Café, 猫 🐈 ", "", "word " * 200], ["x"] * 8],
@@ -209,6 +226,33 @@ def test_prompts_give_what_python_gives(
 ) -> None:
     answer = ask(server, protocol, model, {"text": [prompt.encode() for prompt in prompts]})
     expect_same(answer, sessions[model], prompts)
+
+
+@pytest.mark.parametrize("model", ["bare", "packed"])
+@pytest.mark.parametrize("negative", [False, True])
+def test_negative_prompts_are_a_parameter(
+    server: Server, sessions: dict[str, Any], protocol: str, model: str, negative: bool
+) -> None:
+    """Which goes through the ensemble to its models."""
+    answer = ask(server, protocol, model, {"text": [b"a cat", b""]}, negative=negative)
+    expect_same(answer, sessions[model], ["a cat", ""], negative=negative)
+    if model == "bare":
+        assert (answer["attention_mask"].shape == (2, 300)) == negative
+        with pytest.raises(InferenceServerException, match="'negative' must be true or false, not 'yes'"):
+            ask(server, protocol, model, {"text": [b"a cat"]}, negative="yes")
+
+
+def test_what_a_pipeline_makes_of_rows_has_its_own_shape(server: Server) -> None:
+    with client(server, "http") as connection:
+        shapes = {
+            name: {output["name"]: output["shape"] for output in connection.get_model_metadata(name)["outputs"]}
+            for name in RULES
+        }
+    assert shapes == {
+        "bare": {"last_hidden_state": [-1, -1, 37], "output_mask": [-1, -1], "attention_mask": [-1, -1]},
+        "packed": {"hidden_states": [-1, 3, -1, 37], "output_mask": [-1, -1], "attention_mask": [-1, -1]},
+        "clip": {"hidden_states.3": [-1, 77, 39], "text_embeds": [-1, 29], "attention_mask": [-1, 77]},
+    }
 
 
 def test_a_fixed_batch_is_served_whole(server: Server, sessions: dict[str, Any], protocol: str) -> None:
@@ -267,7 +311,7 @@ def test_many_clients_at_once_get_each_its_own_answer(server: Server, sessions: 
     jobs = [
         (
             ("http", "grpc")[index % 2],
-            ("wide", "padded", "half")[index % 3],
+            ("wide", "padded", "half", "bare", "packed", "clip")[index % 6],
             [" ".join(random.choice(words, random.integers(0, 9))) for _ in range(random.integers(1, 4))],
         )
         for index in range(96)
@@ -305,11 +349,11 @@ class Remote(Session):
         return ask(self._server, "grpc", f"{self._model}_encoder", dict(feed))
 
 
-@pytest.mark.parametrize("model", ["wide", "padded", "half"])
+@pytest.mark.parametrize("model", ["wide", "padded", "half", *RULES])
 def test_the_server_passes_the_bundles_self_test(server: Server, bundles: dict[str, Bundle], model: str) -> None:
     result = vectors.self_test(Remote(bundles[model], server, model))
     assert result.passed, str(result)
-    assert result.vectors == 4
+    assert result.vectors == (3 if model in RULES else 4)
     for vector in vectors.read(bundles[model]):
         answer = ask(server, "http", f"{model}_tokenizer", {"text": [text.encode() for text in vector.case.prompts]})
         np.testing.assert_array_equal(answer["input_ids"], vector.case.input_ids)

@@ -1,5 +1,6 @@
-/* example_c BUNDLE PROMPT... : prints the size of the embeddings, and the norm of each prompt's first row. */
+/* example_c BUNDLE PROMPT... : prints the shape of each output, and the norm of each prompt's first row in it. */
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 
@@ -10,13 +11,21 @@ static int fail(void) {
   return 2;
 }
 
-static void print_norms(const skrr_output* output) {
-  const size_t hidden_size = skrr_output_hidden_size(output);
-  const size_t sequence = skrr_output_sequence(output);
-  for (size_t prompt = 0; prompt < skrr_output_batch(output); ++prompt) {
-    const float* row = skrr_output_last_hidden_state(output) + prompt * sequence * hidden_size;
+static void print(const skrr_tensor* tensor) {
+  if (tensor == NULL) return; /* the bundle has no such output */
+  const size_t rank = skrr_tensor_rank(tensor);
+  const int64_t* shape = skrr_tensor_shape(tensor);
+  size_t prompt_size = 1;
+  printf("%s", skrr_tensor_name(tensor));
+  for (size_t axis = 0; axis < rank; ++axis) {
+    printf(" %" PRId64, shape[axis]);
+    if (axis > 0) prompt_size *= (size_t)shape[axis];
+  }
+  printf("\n");
+  for (int64_t prompt = 0; prompt < shape[0]; ++prompt) {
+    const float* row = skrr_tensor_values(tensor) + (size_t)prompt * prompt_size;
     double square = 0;
-    for (size_t i = 0; i < hidden_size; ++i) square += (double)row[i] * row[i];
+    for (int64_t i = 0; i < shape[rank - 1]; ++i) square += (double)row[i] * row[i];
     printf("%g\n", sqrt(square));
   }
 }
@@ -33,12 +42,10 @@ int main(int argc, char** argv) {
 
   skrr_output* output = NULL;
   const size_t count = (size_t)argc - 2;
-  const int status = skrr_encode_prompts(encoder, (const char* const*)argv + 2, count, &output) == SKRR_OK ? 0 : fail();
-  if (status == 0) {
-    printf("%zu x %zu x %zu\n", skrr_output_batch(output), skrr_output_sequence(output),
-           skrr_output_hidden_size(output));
-    print_norms(output);
-  }
+  const char* const* prompts = (const char* const*)argv + 2;
+  const int status = skrr_encode_prompts(encoder, prompts, count, SKRR_PROMPT, &output) == SKRR_OK ? 0 : fail();
+  print(skrr_output_rows(output));
+  print(skrr_output_pooled(output));
   skrr_output_free(output);
   skrr_encoder_close(encoder);
   return status;

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "bundle.hpp"
 #include "skrr/encoder.hpp"
@@ -16,11 +17,23 @@ namespace skrr {
 struct Feed {
   std::int64_t batch = 0;
   std::int64_t sequence = 0;
-  std::int64_t hidden_size = 0;
   const std::int64_t* input_ids = nullptr;
   const std::int64_t* attention_mask = nullptr;  // nullptr: the graph has no such input
 
   std::size_t size() const { return static_cast<std::size_t>(batch * sequence); }
+};
+
+// Where an output of the graph is wanted.
+struct Place {
+  const char* name = nullptr;
+  std::vector<std::int64_t> shape;
+  float* values = nullptr;
+
+  std::size_t size() const {
+    std::size_t size = 1;
+    for (const std::int64_t each : shape) size *= static_cast<std::size_t>(each);
+    return size;
+  }
 };
 
 class Backend {
@@ -32,8 +45,8 @@ class Backend {
   Backend& operator=(const Backend&) = delete;
   virtual ~Backend() = default;
 
-  // Writes last_hidden_state, [batch, sequence, hidden_size], as fp32. Safe to call from many threads.
-  virtual void run(const Feed& feed, float* last_hidden_state) = 0;
+  // Writes every output of the manifest, in its order, as fp32. Safe to call from many threads.
+  virtual void run(const Feed& feed, const std::vector<Place>& outputs) = 0;
 
   const std::string library;
   const std::string computes_in;

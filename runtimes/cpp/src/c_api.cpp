@@ -17,8 +17,15 @@ struct skrr_encoder {
   std::string info;
 };
 
+struct skrr_tensor : skrr::Tensor {};
+
 struct skrr_output {
-  skrr::Output output;
+  explicit skrr_output(skrr::Output&& result)
+      : output(std::move(result)), rows{std::move(output.rows)}, pooled{std::move(output.pooled)} {}
+
+  skrr::Output output;  // but for its tensors
+  skrr_tensor rows;
+  skrr_tensor pooled;
 };
 
 namespace {
@@ -81,6 +88,14 @@ void require_result(T** result, const char* name) {
   *result = nullptr;
 }
 
+skrr::Role read_role(skrr_role role) {
+  if (role == SKRR_PROMPT) return skrr::Role::prompt;
+  if (role == SKRR_NEGATIVE_PROMPT) return skrr::Role::negative_prompt;
+  throw skrr::bad_input("role must be SKRR_PROMPT or SKRR_NEGATIVE_PROMPT, not " + std::to_string(role));
+}
+
+const skrr_tensor* if_there(const skrr_tensor& tensor) { return tensor.shape.empty() ? nullptr : &tensor; }
+
 bool as_switch(int32_t value, const char* name) {
   if (value != 0 && value != 1)
     throw skrr::bad_input(std::string(name) + " must be 0 or 1, not " + std::to_string(value));
@@ -112,6 +127,12 @@ skrr::Options read_options(const skrr_options* given) {
 
 std::string describe(const skrr::Info& info) {
   const auto or_null = [](const std::optional<std::int64_t>& size) { return size ? skrr::Json(*size) : skrr::Json(); };
+  skrr::Json outputs = skrr::Json::array();
+  for (const skrr::OutputInfo& output : info.outputs) {
+    skrr::Json shape = skrr::Json::array();
+    for (const std::int64_t size : output.shape) shape.push_back(size < 0 ? skrr::Json() : skrr::Json(size));
+    outputs.push_back({{"name", output.name}, {"pooled", output.pooled}, {"shape", std::move(shape)}});
+  }
   return skrr::Json{{"family", info.family},
                     {"pipeline", info.pipeline},
                     {"dtype", info.dtype},
@@ -119,6 +140,7 @@ std::string describe(const skrr::Info& info) {
                     {"device", info.device},
                     {"library", info.library},
                     {"computes_in", info.computes_in},
+                    {"outputs", std::move(outputs)},
                     {"hidden_size", info.hidden_size},
                     {"vocab_size", info.vocab_size},
                     {"max_length", info.max_length},
@@ -126,7 +148,10 @@ std::string describe(const skrr::Info& info) {
                     {"sequence", or_null(info.sequence)},
                     {"pads_to_max_length", info.pads_to_max_length},
                     {"masked", info.masked},
-                    {"tokenizes", info.tokenizes}}
+                    {"tokenizes", info.tokenizes},
+                    {"clean", info.clean.empty() ? skrr::Json() : skrr::Json(info.clean)},
+                    {"unconditional", info.unconditional},
+                    {"unconditional_text", info.unconditional_text}}
       .dump();
 }
 
@@ -163,27 +188,32 @@ void skrr_encoder_close(skrr_encoder* encoder) { delete encoder; }
 
 const char* skrr_encoder_info(const skrr_encoder* encoder) { return encoder == nullptr ? "" : encoder->info.c_str(); }
 
-skrr_status skrr_tokenize(const skrr_encoder* encoder, const char* const* prompts, size_t count, skrr_output** output) {
+skrr_status skrr_tokenize(const skrr_encoder* encoder, const char* const* prompts, size_t count, skrr_role role,
+                          skrr_output** output) {
   return guarded([&] {
     require_result(output, "output");
     require(encoder, "encoder");
-    skrr::Ids ids = encoder->encoder.tokenize(read_prompts(prompts, count));
-    *output =
-        new skrr_output{{ids.batch, ids.sequence, 0, std::move(ids.input_ids), std::move(ids.attention_mask), {}}};
+    skrr::Ids ids = encoder->encoder.tokenize(read_prompts(prompts, count), read_role(role));
+    skrr::Output tokens;
+    tokens.batch = ids.batch;
+    tokens.sequence = ids.sequence;
+    tokens.input_ids = std::move(ids.input_ids);
+    tokens.attention_mask = std::move(ids.attention_mask);
+    *output = new skrr_output(std::move(tokens));
   });
 }
 
-skrr_status skrr_encode_prompts(const skrr_encoder* encoder, const char* const* prompts, size_t count,
+skrr_status skrr_encode_prompts(const skrr_encoder* encoder, const char* const* prompts, size_t count, skrr_role role,
                                 skrr_output** output) {
   return guarded([&] {
     require_result(output, "output");
     require(encoder, "encoder");
-    *output = new skrr_output{encoder->encoder.encode(read_prompts(prompts, count))};
+    *output = new skrr_output(encoder->encoder.encode(read_prompts(prompts, count), read_role(role)));
   });
 }
 
 skrr_status skrr_encode_ids(const skrr_encoder* encoder, const int64_t* input_ids, const int64_t* attention_mask,
-                            size_t batch, size_t sequence, skrr_output** output) {
+                            size_t batch, size_t sequence, skrr_role role, skrr_output** output) {
   return guarded([&] {
     require_result(output, "output");
     require(encoder, "encoder");
@@ -193,7 +223,7 @@ skrr_status skrr_encode_ids(const skrr_encoder* encoder, const int64_t* input_id
     skrr::Ids ids{
         static_cast<std::int64_t>(batch), static_cast<std::int64_t>(sequence), {input_ids, input_ids + size}, {}};
     if (attention_mask != nullptr) ids.attention_mask.assign(attention_mask, attention_mask + size);
-    *output = new skrr_output{encoder->encoder.encode(ids)};
+    *output = new skrr_output(encoder->encoder.encode(ids, read_role(role)));
   });
 }
 
@@ -218,10 +248,6 @@ size_t skrr_output_sequence(const skrr_output* output) {
   return output == nullptr ? 0 : static_cast<size_t>(output->output.sequence);
 }
 
-size_t skrr_output_hidden_size(const skrr_output* output) {
-  return output == nullptr ? 0 : static_cast<size_t>(output->output.hidden_size);
-}
-
 const int64_t* skrr_output_input_ids(const skrr_output* output) {
   return output == nullptr ? nullptr : output->output.input_ids.data();
 }
@@ -230,8 +256,28 @@ const int64_t* skrr_output_attention_mask(const skrr_output* output) {
   return output == nullptr ? nullptr : output->output.attention_mask.data();
 }
 
-const float* skrr_output_last_hidden_state(const skrr_output* output) {
-  return output == nullptr ? nullptr : output->output.last_hidden_state.data();
+const skrr_tensor* skrr_output_rows(const skrr_output* output) {
+  return output == nullptr ? nullptr : if_there(output->rows);
+}
+
+const int64_t* skrr_output_rows_mask(const skrr_output* output) {
+  return skrr_output_rows(output) == nullptr ? nullptr : output->output.rows_mask.data();
+}
+
+const skrr_tensor* skrr_output_pooled(const skrr_output* output) {
+  return output == nullptr ? nullptr : if_there(output->pooled);
+}
+
+const char* skrr_tensor_name(const skrr_tensor* tensor) { return tensor == nullptr ? "" : tensor->name.c_str(); }
+
+size_t skrr_tensor_rank(const skrr_tensor* tensor) { return tensor == nullptr ? 0 : tensor->shape.size(); }
+
+const int64_t* skrr_tensor_shape(const skrr_tensor* tensor) {
+  return tensor == nullptr ? nullptr : tensor->shape.data();
+}
+
+const float* skrr_tensor_values(const skrr_tensor* tensor) {
+  return tensor == nullptr ? nullptr : tensor->values.data();
 }
 
 void skrr_output_free(skrr_output* output) { delete output; }

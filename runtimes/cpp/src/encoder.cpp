@@ -9,6 +9,7 @@
 #include "bundle.hpp"
 #include "error.hpp"
 #include "limits.hpp"
+#include "rows.hpp"
 #include "self_test.hpp"
 #include "text.hpp"
 #include "tokenizer.hpp"
@@ -69,7 +70,7 @@ void check_call(const Ids& ids, const Manifest& manifest) {
   check_fixed("batch", manifest.batch, ids.batch);
   check_ids(ids, manifest);
   if (ids.attention_mask.empty()) return;
-  if (!manifest.pipeline.masked) {
+  if (!manifest.pipeline.needs_mask()) {
     throw bad_input("the pipeline '" + manifest.pipeline.name + "' passes its encoder no attention_mask; pass none");
   }
   if (ids.attention_mask.size() != size) {
@@ -97,14 +98,39 @@ Info describe(const Manifest& manifest, const Options& options, const Backend& b
   info.device = options.device;
   info.library = backend.library;
   info.computes_in = backend.computes_in;
+  for (const OutputEntry& output : manifest.outputs) {
+    info.outputs.push_back({output.name, output.pooled, output.shape(-1, -1)});
+  }
   info.hidden_size = manifest.hidden_size;
   info.vocab_size = manifest.vocab_size;
   info.max_length = manifest.pipeline.max_length;
   info.batch = manifest.batch;
   info.sequence = manifest.sequence;
   info.pads_to_max_length = manifest.pipeline.pads_to_max_length;
-  info.masked = manifest.pipeline.masked;
+  info.masked = manifest.pipeline.needs_mask();
+  info.clean = manifest.pipeline.clean;
+  info.unconditional = manifest.pipeline.unconditional;
+  info.unconditional_text = manifest.pipeline.unconditional_text;
   return info;
+}
+
+// A tensor for an output of so many rows, which overflows in no size.
+Tensor make_tensor(const OutputEntry& entry, std::int64_t batch, std::int64_t sequence) {
+  Tensor tensor{entry.name, entry.shape(batch, sequence), {}};
+  std::size_t count = 1;
+  for (const std::int64_t size : tensor.shape) {
+    if (__builtin_mul_overflow(count, position(size), &count)) throw std::bad_alloc();
+  }
+  if (count > tensor.values.max_size()) throw std::bad_alloc();
+  tensor.values.resize(count);
+  return tensor;
+}
+
+// The first rows of a batch.
+void keep_first(Tensor& tensor, std::int64_t batch) {
+  if (tensor.shape.empty() || tensor.shape[0] == batch) return;
+  tensor.values.resize(tensor.values.size() / position(tensor.shape[0]) * position(batch));
+  tensor.shape[0] = batch;
 }
 
 }  // namespace
@@ -128,13 +154,19 @@ class Encoder::Impl {
     }
   }
 
-  Ids tokenize(const std::vector<std::string>& prompts) const {
-    return tokenizer ? (*tokenizer)(prompts) : Tokenizer(bundle)(prompts);  // which says why there is none
+  Pipeline pipeline(Role role) const {
+    const Pipeline& own = bundle.manifest().pipeline;
+    return role == Role::negative_prompt ? for_negatives(own) : own;
   }
 
-  Output encode(const std::vector<std::string>& prompts) const {
+  Ids tokenize(const std::vector<std::string>& prompts, Role role) const {
+    if (!tokenizer) Tokenizer{bundle};  // which says why there is none
+    return (*tokenizer)(prompts, pipeline(role));
+  }
+
+  Output encode(const std::vector<std::string>& prompts, Role role) const {
     const auto fixed = bundle.manifest().batch;
-    Ids ids = tokenize(prompts);
+    Ids ids = tokenize(prompts, role);
     const std::int64_t wanted = ids.batch;
     if (fixed) {
       check_size(position(*fixed), position(ids.sequence));
@@ -145,11 +177,20 @@ class Encoder::Impl {
     output.batch = wanted;
     output.input_ids.resize(position(wanted * output.sequence));
     output.attention_mask.resize(position(wanted * output.sequence));
-    output.last_hidden_state.resize(position(wanted * output.sequence * output.hidden_size));
+    keep_first(output.rows, wanted);
+    keep_first(output.pooled, wanted);
+    finish(output, role);
     return output;
   }
 
-  Output encode(Ids ids) const {
+  Output encode(Ids ids, Role role) const {
+    Output output = run(std::move(ids));
+    finish(output, role);
+    return output;
+  }
+
+  // What the encoder gives, before the pipeline makes something of it.
+  Output run(Ids ids) const {
     check_call(ids, bundle.manifest());
     if (ids.attention_mask.empty()) ids.attention_mask.assign(ids.input_ids.size(), 1);
     const std::int64_t batch = ids.batch;
@@ -164,23 +205,40 @@ class Encoder::Impl {
  private:
   // Runs so many rows at a time, each time straight into its place in the output.
   Output run(Ids ids, std::int64_t rows) const {
-    Output output{ids.batch, ids.sequence, info.hidden_size, std::move(ids.input_ids), std::move(ids.attention_mask),
-                  {}};
-    std::size_t count = output.input_ids.size();
-    const bool overflows = __builtin_mul_overflow(count, position(output.hidden_size), &count);
-    if (overflows || count > output.last_hidden_state.max_size()) throw std::bad_alloc();
-    output.last_hidden_state.resize(count);
+    Output output;
+    output.batch = ids.batch;
+    output.sequence = ids.sequence;
+    output.input_ids = std::move(ids.input_ids);
+    output.attention_mask = std::move(ids.attention_mask);
+    const Manifest& manifest = bundle.manifest();
+    for (const OutputEntry& entry : manifest.outputs) {
+      (entry.pooled ? output.pooled : output.rows) = make_tensor(entry, output.batch, output.sequence);
+    }
     for (std::int64_t row = 0; row < output.batch; row += rows) {
       const std::size_t token = position(row * output.sequence);
       Feed feed;
       feed.batch = std::min(rows, output.batch - row);
       feed.sequence = output.sequence;
-      feed.hidden_size = output.hidden_size;
       feed.input_ids = &output.input_ids[token];
-      feed.attention_mask = info.masked ? &output.attention_mask[token] : nullptr;
-      backend->run(feed, &output.last_hidden_state[token * position(output.hidden_size)]);
+      feed.attention_mask = manifest.pipeline.masked ? &output.attention_mask[token] : nullptr;
+      std::vector<Place> places;
+      for (const OutputEntry& entry : manifest.outputs) {
+        Tensor& whole = entry.pooled ? output.pooled : output.rows;
+        const std::size_t begin = whole.values.size() / position(output.batch) * position(row);
+        places.push_back({whole.name.c_str(), entry.shape(feed.batch, feed.sequence), &whole.values[begin]});
+      }
+      backend->run(feed, places);
     }
     return output;
+  }
+
+  // What the pipeline makes of what its encoder gives.
+  void finish(Output& output, Role role) const {
+    if (output.rows.shape.empty()) return;
+    const Pipeline own = pipeline(role);
+    Rows rows = rows_of(own, output.batch, output.sequence, output.attention_mask);
+    take(own, rows, output.rows);
+    output.rows_mask = std::move(rows.mask);
   }
 };
 
@@ -193,20 +251,26 @@ Encoder::~Encoder() = default;
 
 const Info& Encoder::info() const noexcept { return impl_->info; }
 
-Ids Encoder::tokenize(const std::vector<std::string>& prompts) const {
-  return translated([&] { return impl_->tokenize(prompts); });
+Ids Encoder::tokenize(const std::vector<std::string>& prompts, Role role) const {
+  return translated([&] { return impl_->tokenize(prompts, role); });
 }
 
-Output Encoder::encode(const std::vector<std::string>& prompts) const {
-  return translated([&] { return impl_->encode(prompts); });
+Output Encoder::encode(const std::vector<std::string>& prompts, Role role) const {
+  return translated([&] { return impl_->encode(prompts, role); });
 }
 
-Output Encoder::encode(const Ids& ids) const {
-  return translated([&] { return impl_->encode(ids); });
+Output Encoder::encode(const Ids& ids, Role role) const {
+  return translated([&] { return impl_->encode(ids, role); });
 }
 
 SelfTest Encoder::self_test() const {
-  return translated([&] { return run_self_test(impl_->bundle, *this); });
+  return translated([&] {
+    const auto tokenize = [&](const std::vector<std::string>& prompts) {
+      return impl_->tokenize(prompts, Role::prompt);
+    };
+    const auto run = [&](const Ids& ids) { return impl_->run(ids); };
+    return run_self_test(impl_->bundle, impl_->info, tokenize, run);
+  });
 }
 
 void check_bundle(const std::string& bundle) {

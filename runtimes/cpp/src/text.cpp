@@ -105,6 +105,16 @@ std::string lower(std::string_view text) {
 
 #endif
 
+std::string without(const std::string& text, const std::string& removed) {
+  if (removed.empty()) return text;
+  std::string left;
+  std::size_t begin = 0;
+  for (std::size_t end = 0; (end = text.find(removed, begin)) != std::string::npos; begin = end + removed.size()) {
+    left.append(text, begin, end - begin);
+  }
+  return left.append(text, begin);
+}
+
 std::string join(const std::vector<std::string>& parts) {
   std::string joined;
   for (const std::string& part : parts) joined += (joined.empty() ? "" : ", ") + part;

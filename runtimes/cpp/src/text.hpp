@@ -18,6 +18,9 @@ std::string_view strip(std::string_view text);
 // Error.
 std::string lower(std::string_view text);
 
+// Without another text, wherever it stands, as Python's str.replace with nothing takes it out.
+std::string without(const std::string& text, const std::string& removed);
+
 std::string join(const std::vector<std::string>& parts);
 
 // As Python prints a list: [2, 3].

@@ -19,13 +19,14 @@ class Tokenizer {
   // missing here.
   explicit Tokenizer(const Bundle& bundle);
 
-  // Tokenises, truncates and pads a batch; safe to call from many threads.
-  Ids operator()(const std::vector<std::string>& prompts) const;
+  // Tokenises, truncates and pads a batch as a pipeline does, the bundle's or what that is for negative prompts; safe
+  // to call from many threads.
+  Ids operator()(const std::vector<std::string>& prompts, const Pipeline& pipeline) const;
 
  private:
-  std::vector<std::int64_t> encode(const std::string& prompt) const;
+  std::string prepare(const std::string& prompt, const Pipeline& pipeline) const;
+  std::vector<std::int64_t> encode(const std::string& prompt, const Pipeline& pipeline) const;
 
-  Pipeline pipeline_;
   TokenizerEntry entry_;
   std::unique_ptr<TextModel> model_;
 };

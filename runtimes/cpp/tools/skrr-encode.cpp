@@ -1,6 +1,7 @@
 // Encodes prompts with a bundle, and tests, checks and measures it.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <fstream>
@@ -22,6 +23,7 @@ constexpr int kBadInput = 2;
 constexpr char kExamples[] = R"(Examples:
   skrr-encode t5.bundle --prompt "a cat" --prompt "two dogs" -o embeddings.npy
   skrr-encode t5.bundle --prompts prompts.txt -o embeddings.npy --json
+  skrr-encode clip.bundle --prompt "a cat" -o rows.npy --pooled pooled.npy
   skrr-encode t5.bundle --self-test
   skrr-encode t5.bundle --bench --batch 1 --sequence 77 --runs 50
 
@@ -31,7 +33,9 @@ struct Arguments {
   std::string bundle;
   std::vector<std::string> prompts;
   std::string prompts_file;
+  bool negative = false;
   std::string output;
+  std::string pooled;
   skrr::Options options;
   BenchOptions bench_options;
   bool self_test = false;
@@ -62,7 +66,9 @@ void add_options(CLI::App& app, Arguments& arguments) {
   app.add_option("bundle", arguments.bundle, "Directory that skrr-export wrote")->required();
   app.add_option("--prompt", arguments.prompts, "Prompt; may be given several times")->allow_extra_args(false);
   app.add_option("--prompts", arguments.prompts_file, "File of prompts, one a line");
-  app.add_option("-o,--output", arguments.output, "Write last_hidden_state to this .npy file, as fp32");
+  app.add_flag("--negative", arguments.negative, "Take them as negative prompts, around which some put no text");
+  app.add_option("-o,--output", arguments.output, "Write the rows, a row a token, to this .npy file, as fp32");
+  app.add_option("--pooled", arguments.pooled, "Write the pooled rows, a row a prompt, to this .npy file, as fp32");
   app.add_option("--target", arguments.options.target, "tensorrt, tensorrt-rtx, onnx or aoti; default: the best");
   app.add_option("--device", arguments.options.device, "cpu or cuda; default: as the target wants");
   app.add_option("--threads", arguments.options.threads, "Threads of ONNX Runtime")->check(CLI::Range(1, 4096));
@@ -101,23 +107,62 @@ std::vector<std::string> read_prompts(const std::string& path) {
 nlohmann::ordered_json to_json(const skrr::SelfTest& result) {
   nlohmann::ordered_json ids_equal;
   if (result.ids_equal) ids_equal = *result.ids_equal;
+  nlohmann::ordered_json outputs = nlohmann::ordered_json::object();
+  for (const auto& distance : result.distances) {
+    outputs[distance.output] = {{"relative_l2", distance.relative_l2}, {"cosine_distance", distance.cosine_distance}};
+  }
   return {{"passed", result.passed},
           {"vectors", result.vectors},
           {"ids_equal", ids_equal},
-          {"relative_l2", result.relative_l2},
-          {"cosine_distance", result.cosine_distance},
+          {"outputs", std::move(outputs)},
           {"nonfinite", result.nonfinite}};
 }
 
-void encode(const skrr::Encoder& encoder, const std::vector<std::string>& prompts, const std::string& path,
-            Report& report) {
-  const skrr::Output output = encoder.encode(prompts);
-  const std::vector<std::int64_t> shape = {output.batch, output.sequence, output.hidden_size};
-  if (!path.empty()) write_npy(path, shape, output.last_hidden_state);
+// One of the tensors, and its file, if it is to have one.
+struct Written {
+  const skrr::Tensor& tensor;
+  const std::string& path;
+};
+
+std::string describe(const Written& written) {
   std::ostringstream line;
-  line << "last_hidden_state: fp32 [" << shape[0] << ", " << shape[1] << ", " << shape[2] << "]";
-  report.add("shape", shape, line.str());
-  if (!path.empty()) report.add("output", path, "written to " + path);
+  line << written.tensor.name << ": fp32 [";
+  for (std::size_t axis = 0; axis < written.tensor.shape.size(); ++axis) {
+    line << (axis == 0 ? "" : ", ") << written.tensor.shape[axis];
+  }
+  line << "]" << (written.path.empty() ? "" : ", written to " + written.path);
+  return line.str();
+}
+
+void encode(const skrr::Encoder& encoder, const std::vector<std::string>& prompts, const Arguments& arguments,
+            Report& report) {
+  const skrr::Output output =
+      encoder.encode(prompts, arguments.negative ? skrr::Role::negative_prompt : skrr::Role::prompt);
+  nlohmann::ordered_json outputs = nlohmann::ordered_json::object();
+  std::string lines;
+  for (const Written& written : {Written{output.rows, arguments.output}, Written{output.pooled, arguments.pooled}}) {
+    const skrr::Tensor& tensor = written.tensor;
+    if (tensor.shape.empty()) continue;
+    if (!written.path.empty()) write_npy(written.path, tensor.shape, tensor.values);
+    outputs[tensor.name]["shape"] = tensor.shape;
+    if (!written.path.empty()) outputs[tensor.name]["file"] = written.path;
+    lines += (lines.empty() ? "" : "\n") + describe(written);
+  }
+  report.add("outputs", outputs, lines);
+}
+
+// What asks for a file of an output that the bundle lacks.
+void check_outputs(const skrr::Info& info, const Arguments& arguments) {
+  for (const bool pooled : {false, true}) {
+    const bool asked = !(pooled ? arguments.pooled : arguments.output).empty();
+    const bool has = std::any_of(info.outputs.begin(), info.outputs.end(),
+                                 [&](const skrr::OutputInfo& output) { return output.pooled == pooled; });
+    if (asked && !has) {
+      const std::string option = pooled ? "--pooled" : "--output";
+      throw std::runtime_error(option + ": the bundle has no output with a row a " + (pooled ? "prompt" : "token") +
+                               ", only " + info.outputs[0].name);
+    }
+  }
 }
 
 int run(const Arguments& arguments) {
@@ -126,7 +171,8 @@ int run(const Arguments& arguments) {
     const std::vector<std::string> more = read_prompts(arguments.prompts_file);
     prompts.insert(prompts.end(), more.begin(), more.end());
   }
-  if (prompts.empty() && !arguments.output.empty()) throw std::runtime_error("no prompt given");
+  const bool writes = !arguments.output.empty() || !arguments.pooled.empty();
+  if (prompts.empty() && writes) throw std::runtime_error("no prompt given");
   const bool opens = !prompts.empty() || arguments.self_test || arguments.bench;
   if (!opens && !arguments.check) {
     throw std::runtime_error("nothing to do: give --prompt, --prompts, --self-test, --check or --bench");
@@ -145,6 +191,7 @@ int run(const Arguments& arguments) {
   const skrr::Encoder encoder(arguments.bundle, options);
   const double load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const skrr::Info& info = encoder.info();
+  check_outputs(info, arguments);
   report.add("target", info.target,
              info.target + " on " + info.device + ", " + info.library + ", computes in " + info.computes_in);
   report.add("device", info.device, "weights: " + info.dtype);
@@ -157,7 +204,7 @@ int run(const Arguments& arguments) {
     report.add("self_test", to_json(result), result.line);
     if (!result.passed) status = kTestFailed;
   }
-  if (!prompts.empty()) encode(encoder, prompts, arguments.output, report);
+  if (!prompts.empty()) encode(encoder, prompts, arguments, report);
   if (arguments.bench) {
     const BenchResult result = run_bench(encoder, load_seconds, arguments.bench_options);
     report.add("bench", to_json(result), to_text(result));

@@ -28,5 +28,5 @@ class TritonPythonModel(Model):
     def read(self, request: Any) -> Arrays:
         return {name: tensor(request, name) for name in self._session.bundle.manifest.inputs}
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, *, negative: bool) -> Arrays:
         return self._session.encode(inputs["input_ids"], inputs.get("attention_mask"))

@@ -9,7 +9,7 @@ import numpy as np
 
 from skrr_export.errors import InputError
 from skrr_export.triton.config import MAX_CHARACTERS
-from skrr_export.triton.serving import Arrays, Model, Settings, tensor
+from skrr_export.triton.serving import Arrays, Model, Settings, says_negative, tensor
 from skrr_export.triton.tokenizer import open_tokenizer
 
 
@@ -39,13 +39,20 @@ class TritonPythonModel(Model):
             )
         return prompt
 
-    def run(self, inputs: Arrays) -> Arrays:
-        tokens = self._tokenizer(list(inputs["text"][:, 0]))
+    def negative(self, request: Any) -> bool:
+        preset = self._tokenizer.preset
+        return preset.negative != preset and says_negative(request)
+
+    def run(self, inputs: Arrays, *, negative: bool) -> Arrays:
+        tokens = self._tokenizer(list(inputs["text"][:, 0]), negative=negative)
         return {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
 
     def finish(self, outputs: Arrays) -> Arrays:
         """Pad to the longest prompt of the request, as if it had come alone."""
-        if self._tokenizer.preset.padding == "max_length":
+        preset = self._tokenizer.preset
+        if preset.padding == "max_length":
             return outputs
         used = outputs["attention_mask"].any(axis=0)
-        return {name: array[:, used] for name, array in outputs.items()}
+        missing = ((0, 0), (-int(used.sum()) % preset.multiple_of, 0))
+        padding = {"input_ids": self._tokenizer.pad_id, "attention_mask": 0}
+        return {name: np.pad(array[:, used], missing, constant_values=padding[name]) for name, array in outputs.items()}

@@ -17,6 +17,9 @@ from tests.bundles import PLAN, soften
 from tests.checkpoints import bert_checkpoint, sentencepiece_tokenizer, t5_checkpoint
 from tests.runtimes.cpp import building
 from tests.runtimes.cpp.building import Installation
+from tests.runtimes.presets import bundle_for
+
+__all__ = ["bundle_for"]
 
 HERE = Path(__file__).parent
 

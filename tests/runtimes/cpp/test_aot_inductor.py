@@ -24,6 +24,7 @@ from skrr_export.tokenization import encode_prompts
 from tests.bundles import PLAN, relative_error
 from tests.runtimes.cpp import building
 from tests.runtimes.damage import edit
+from tests.runtimes.presets import export_for
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -60,6 +61,18 @@ def test_embeddings_are_pythons(run: Run, bundle: Bundle, tmp_path: Path) -> Non
     assert json.loads(completed.stdout)["target"] == "aoti"
     truth = encode_prompts(open_target(bundle, "aoti"), prompts)["last_hidden_state"]
     assert relative_error(np.load(output), truth) < 1e-5
+
+
+def test_every_output_is_pythons(run: Run, tmp_path: Path) -> None:
+    bundle = export_for("sd3/text_encoder", tmp_path, targets=("aoti",), vectors=2)
+    files = {"hidden_states.3": tmp_path / "rows.npy", "text_embeds": tmp_path / "pooled.npy"}
+    arguments = ("--prompt", "a cat", "--prompt", "", "--self-test")
+    completed = run(bundle.directory, *arguments, "-o", files["hidden_states.3"], "--pooled", files["text_embeds"])
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert ", relative L2 of " in completed.stdout
+    truth = encode_prompts(open_target(bundle, "aoti"), ["a cat", ""])
+    for name, file in files.items():
+        assert relative_error(np.load(file), truth[name]) < 1e-5
 
 
 def test_self_test_and_bench(run: Run, bundle: Bundle) -> None:

@@ -37,8 +37,10 @@ def test_info(encoder: Encoder) -> None:
     assert info.pop("library").startswith("ONNX Runtime 1.")
     assert info == {
         "family": "t5", "pipeline": "plain", "dtype": "fp32", "target": "onnx", "device": "cpu", "computes_in": "fp32",
+        "outputs": [{"name": "last_hidden_state", "pooled": False, "shape": [None, None, 37]}],
         "hidden_size": 37, "vocab_size": 1100, "max_length": 512, "batch": None, "sequence": None,
         "pads_to_max_length": False, "masked": True, "tokenizes": True,
+        "clean": None, "unconditional": "encoded", "unconditional_text": "",
     }  # fmt: skip
 
 
@@ -67,19 +69,31 @@ def test_wrong_arguments(
 ) -> None:
     output = c_void_p(1)
     with pytest.raises(CallError, match=message) as caught:
-        library.call(name, encoder.handle, *arguments, byref(output))
+        library.call(name, encoder.handle, *arguments, binding.PROMPT, byref(output))
     assert caught.value.status == binding.BAD_INPUT
     assert output.value is None
+
+
+def test_a_role_that_is_none(encoder: Encoder, library: Library) -> None:
+    output = c_void_p(1)
+    for name, *arguments in (
+        ("skrr_tokenize", TEXTS, 2),
+        ("skrr_encode_prompts", TEXTS, 2),
+        ("skrr_encode_ids", IDS, None, 1, 6),
+    ):
+        with pytest.raises(CallError, match="role must be SKRR_PROMPT or SKRR_NEGATIVE_PROMPT, not 2"):
+            library.call(name, encoder.handle, *arguments, 2, byref(output))
+        assert output.value is None
 
 
 def test_null_objects(encoder: Encoder, library: Library) -> None:
     output = c_void_p()
     for call in (
-        ("skrr_encode_ids", None, IDS, None, 1, 6, byref(output)),
-        ("skrr_encode_prompts", None, TEXTS, 2, byref(output)),
-        ("skrr_tokenize", None, TEXTS, 2, byref(output)),
-        ("skrr_encode_ids", encoder.handle, IDS, None, 1, 6, None),
-        ("skrr_encode_prompts", encoder.handle, TEXTS, 2, None),
+        ("skrr_encode_ids", None, IDS, None, 1, 6, binding.PROMPT, byref(output)),
+        ("skrr_encode_prompts", None, TEXTS, 2, binding.PROMPT, byref(output)),
+        ("skrr_tokenize", None, TEXTS, 2, binding.PROMPT, byref(output)),
+        ("skrr_encode_ids", encoder.handle, IDS, None, 1, 6, binding.PROMPT, None),
+        ("skrr_encode_prompts", encoder.handle, TEXTS, 2, binding.PROMPT, None),
         ("skrr_encoder_open", None, None, byref(output)),
         ("skrr_encoder_open", b"b", None, None),
         ("skrr_self_test", None, byref(ctypes.c_int32()), None, 0),
@@ -93,10 +107,20 @@ def test_null_objects(encoder: Encoder, library: Library) -> None:
     functions.skrr_output_free(None)
     assert functions.skrr_encoder_info(None) == b""
     assert functions.skrr_output_batch(None) == functions.skrr_output_sequence(None) == 0
-    assert functions.skrr_output_hidden_size(None) == 0
-    assert not functions.skrr_output_input_ids(None)
-    assert not functions.skrr_output_attention_mask(None)
-    assert not functions.skrr_output_last_hidden_state(None)
+    assert functions.skrr_tensor_name(None) == b""
+    assert functions.skrr_tensor_rank(None) == 0
+    for part in ("output_input_ids", "output_attention_mask", "output_rows", "output_rows_mask", "output_pooled"):
+        assert not getattr(functions, f"skrr_{part}")(None)
+    assert not functions.skrr_tensor_shape(None)
+    assert not functions.skrr_tensor_values(None)
+
+
+def test_tokens_alone_have_no_tensors(encoder: Encoder, library: Library) -> None:
+    output = c_void_p()
+    library.call("skrr_tokenize", encoder.handle, TEXTS, 2, binding.PROMPT, byref(output))
+    for part in ("rows", "rows_mask", "pooled"):
+        assert not getattr(library.functions, f"skrr_output_{part}")(output)
+    library.functions.skrr_output_free(output)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +167,10 @@ def test_options_of_other_versions(bundle_of: BundleOf, library: Library) -> Non
 
 def test_outputs_outlive_their_encoder(bundle_of: BundleOf, library: Library) -> None:
     encoder, output = library.open(bundle_of("plain").directory), c_void_p()
-    library.call("skrr_encode_ids", encoder.handle, IDS, None, 2, 3, byref(output))
+    library.call("skrr_encode_ids", encoder.handle, IDS, None, 2, 3, binding.PROMPT, byref(output))
     del encoder
-    hidden = np.ctypeslib.as_array(library.functions.skrr_output_last_hidden_state(output), (2, 3, 37))
+    rows = library.functions.skrr_output_rows(output)
+    hidden = np.ctypeslib.as_array(library.functions.skrr_tensor_values(rows), (2, 3, 37))
     assert np.isfinite(hidden).all()
     library.functions.skrr_output_free(output)
 

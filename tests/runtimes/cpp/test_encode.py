@@ -191,7 +191,7 @@ def test_examples_run(example: str, installation: Installation, bundle_of: Bundl
     program = installation.prefix.parent / "examples" / example
     size, *norms = building.run(program, bundle_of("plain").directory, "a cat", "two dogs").splitlines()
     truth = encode_prompts(open_target(bundle_of("plain")), ["a cat", "two dogs"])["last_hidden_state"]
-    assert size == " x ".join(map(str, truth.shape))
+    assert size == " ".join(map(str, ("last_hidden_state", *truth.shape)))
     np.testing.assert_allclose(np.array(norms, float), np.linalg.norm(truth[:, 0], axis=-1), rtol=1e-4)
 
 

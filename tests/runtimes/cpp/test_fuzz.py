@@ -37,6 +37,13 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "fuzz"
 
 
+RULES: list[dict[str, Any]] = [
+    {"padding_rows": "packed", "crop": [1, 2], "max_rows": 1},
+    {"padding_rows": "zeroed", "crop": [0, 1], "extra_rows": 1, "unconditional": "bare"},
+]
+"""For rows."""
+
+
 def manifests(bundle: Bundle) -> list[bytes]:
     """A whole manifest, and those whose bundle the fuzzer has, which it therefore opens to the end."""
     document = json.loads((bundle.directory / "manifest.json").read_text())
@@ -51,6 +58,7 @@ def manifests(bundle: Bundle) -> list[bytes]:
         "version_compatible": False, "hardware_compatible": True, "stripped": False,
     }  # fmt: skip
     documents.append({**document, "targets": {"tensorrt": engine}})
+    documents += [{**document, "pipeline": {**document["pipeline"], **rules}} for rules in RULES]
     return [json.dumps(each).encode() for each in documents]
 
 

@@ -80,6 +80,33 @@ MALFORMED = {
     "pipeline": _without("pipeline", "masked"),
     "padding": _with("shortest", "pipeline", "padding"),
     "no length": _with(0, "pipeline", "max_length"),
+    "cleaning of another kind": _with("html", "pipeline", "clean"),
+    "texts that are none": _with([1], "pipeline", "removed"),
+    "prefix that is none": _with(None, "pipeline", "prefix"),
+    "a multiple of nothing": _with(0, "pipeline", "multiple_of"),
+    "side": _with("top", "pipeline", "padding_side"),
+    "token to pad with": _with("bos", "pipeline", "pad"),
+    "crop that ends before it begins": _with([3, 2], "pipeline", "crop"),
+    "crop without an end": _with([3], "pipeline", "crop"),
+    "no rows": _with(0, "pipeline", "max_rows"),
+    "rows of padding": _with("hidden", "pipeline", "padding_rows"),
+    "fewer than no extra rows": _with(-1, "pipeline", "extra_rows"),
+    "negative prompts": _with("empty", "pipeline", "unconditional"),
+    "nothing left for negative prompts": edit(
+        lambda document: document["pipeline"].update(unconditional="bare", crop=[0, 512])
+    ),
+    "other outputs than the pipeline's": _with("pooler_output", "pipeline", "outputs", 0, "kind"),
+    "more outputs than the pipeline's": _with([], "pipeline", "outputs"),
+    "no outputs": _with([], "outputs"),
+    "output of another kind": _with("logits", "outputs", 0, "kind"),
+    "output by another name": _with("hidden", "outputs", 0, "name"),
+    "output of layers that it has not": _with([1], "outputs", 0, "layers"),
+    "hidden states of no layer": _with("hidden_states", "outputs", 0, "kind"),
+    "one layer that is joined": _with("stack", "outputs", 0, "join"),
+    "output of another rank": _with(["batch", 37], "outputs", 0, "shape"),
+    "output without features": _with(0, "outputs", 0, "shape", 2),
+    "unread parameters": _with(-1, "parameters", "unread"),
+    "side of the tokenizer": _with(None, "tokenizer", "padding_side"),
     "dtype": _with("fp8", "dtype"),
     "target without a file": _with({}, "targets", "onnx"),
     "target that is a list": _with([], "targets", "onnx"),
@@ -231,7 +258,15 @@ def test_vectors_that_are_missing_or_malformed(copy: Path, library: Library) -> 
         library.open(copy).self_test()
 
 
-@pytest.mark.parametrize("path", [("inputs", 0, "shape", 0), ("pipeline", "max_length"), ("encoder", "hidden_size")])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("inputs", 0, "shape", 0),
+        ("pipeline", "max_length"),
+        ("pipeline", "multiple_of"),
+        ("outputs", 0, "shape", 2),
+    ],
+)
 def test_sizes_beyond_any_memory(path: tuple[Any, ...], bundle_of: BundleOf, library: Library, tmp_path: Path) -> None:
     """A manifest may ask for them; nothing is allocated, and no loop runs for as long."""
     directory = Path(shutil.copytree(bundle_of("lowercase").directory, tmp_path / "b"))

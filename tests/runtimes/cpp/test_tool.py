@@ -20,6 +20,7 @@ from skrr_export.tokenization import encode_prompts
 from tests.bundles import edit_weight, relative_error, scale
 from tests.checkpoints import t5_checkpoint
 from tests.runtimes.cpp.building import Installation
+from tests.runtimes.presets import BundleFor
 
 BundleOf = Callable[[str], Bundle]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -58,11 +59,41 @@ def test_embeddings_are_pythons(run: Run, bundle_of: BundleOf, tmp_path: Path) -
     arguments = ("--prompt", "first", "--prompt", "second", "--prompts", tmp_path / "prompts.txt")
     document = result(run(bundle.directory, *arguments, "-o", output, "--json"))
     truth = encode_prompts(open_target(bundle), ["first", "second", "a cat", "", "two dogs"])["last_hidden_state"]
-    assert document["shape"] == list(truth.shape)
-    assert document["output"] == str(output)
+    assert document["outputs"] == {"last_hidden_state": {"shape": list(truth.shape), "file": str(output)}}
     ours = np.load(output)
     assert ours.dtype == np.float32
     assert relative_error(ours, truth) < 1e-5
+
+
+def test_both_kinds_of_output_are_written(run: Run, bundle_for: BundleFor, tmp_path: Path) -> None:
+    bundle = bundle_for("sd3/text_encoder")
+    rows, pooled = tmp_path / "rows.npy", tmp_path / "pooled.npy"
+    arguments = (bundle.directory, "--prompt", "a cat", "--prompt", "")
+    document = result(run(*arguments, "-o", rows, "--pooled", pooled, "--json"))
+    truth = encode_prompts(open_target(bundle), ["a cat", ""])
+    for name, file in (("hidden_states.3", rows), ("text_embeds", pooled)):
+        assert document["outputs"][name] == {"shape": list(truth[name].shape), "file": str(file)}
+        assert relative_error(np.load(file), truth[name]) < 1e-5
+    lines = run(*arguments, "--pooled", pooled).stdout.splitlines()
+    assert lines[-2:] == ["hidden_states.3: fp32 [2, 77, 39]", f"text_embeds: fp32 [2, 29], written to {pooled}"]
+    tested = result(run(*arguments, "--self-test", "--json"))["self_test"]
+    assert tested["outputs"].keys() == document["outputs"].keys()
+
+
+def test_negative_prompts_are_asked_for(run: Run, bundle_for: BundleFor, tmp_path: Path) -> None:
+    bundle, output = bundle_for("cropped inside, bare negatives"), tmp_path / "e.npy"
+    for options in ([], ["--negative"]):
+        run(bundle.directory, "--prompt", "a cat", "-o", output, *options)
+        truth = encode_prompts(open_target(bundle), ["a cat"], negative=bool(options))["last_hidden_state"]
+        assert relative_error(np.load(output), truth) < 1e-5
+
+
+def test_outputs_that_the_bundle_lacks_are_refused(run: Run, bundle_for: BundleFor, tmp_path: Path) -> None:
+    completed = run(bundle_for("flux.1/text_encoder").directory, "--prompt", "x", "-o", tmp_path / "e.npy")
+    assert error(completed) == ("error: --output: the bundle has no output with a row a token, only pooler_output\n")
+    completed = run(bundle_for("stacked").directory, "--prompt", "x", "--pooled", tmp_path / "e.npy")
+    assert "--pooled: the bundle has no output with a row a prompt, only hidden_states" in error(completed)
+    assert not list(tmp_path.iterdir())
 
 
 def test_lines_for_people(run: Run, bundle_of: BundleOf, tmp_path: Path) -> None:
@@ -70,7 +101,7 @@ def test_lines_for_people(run: Run, bundle_of: BundleOf, tmp_path: Path) -> None
     completed = run(bundle_of("bf16").directory, "--prompt", "a cat", "--output", output)
     assert re.fullmatch(
         r"onnx on cpu, ONNX Runtime 1\.\S+, computes in fp32\nweights: bf16\npipeline: plain\n"
-        rf"last_hidden_state: fp32 \[1, \d+, 37\]\nwritten to {re.escape(str(output))}\n",
+        rf"last_hidden_state: fp32 \[1, \d+, 37\], written to {re.escape(str(output))}\n",
         completed.stdout,
     )
 
@@ -156,7 +187,8 @@ def test_self_test(run: Run, bundle_of: BundleOf) -> None:
     document = result(run(bundle_of("bf16").directory, "--self-test", "--json"))["self_test"]
     assert document["passed"] is True
     assert document["ids_equal"] is True
-    assert 0 < document["relative_l2"] < 1e-4
+    assert document["outputs"].keys() == {"last_hidden_state"}
+    assert 0 < document["outputs"]["last_hidden_state"]["relative_l2"] < 1e-4
 
 
 def test_a_changed_weight_fails_it(run: Run, bundle_of: BundleOf, tmp_path: Path) -> None:

@@ -34,7 +34,11 @@ def test_profile_must_rise(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("pipeline", "profile"),
-    [("plain", "1x1:1x77:8x512"), ("flux.1", "1x512:1x512:8x512"), ("sd3", "1x256:1x256:8x256")],
+    [
+        ("plain", "1x1:1x77:8x512"),
+        ("flux.1/text_encoder_2", "1x512:1x512:8x512"),
+        ("sd3/text_encoder_3", "1x256:1x256:8x256"),
+    ],
 )
 def test_default_profile_is_what_the_pipeline_feeds(pipeline: str, profile: str) -> None:
     assert str(Profile.of(PRESETS[pipeline])) == profile

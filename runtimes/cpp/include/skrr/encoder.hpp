@@ -2,6 +2,8 @@
 //
 //   skrr::Encoder encoder("t5.bundle");
 //   skrr::Output output = encoder.encode({"a cat", "two dogs"});
+//   output.rows.values;    // a row a token, of encoders that give one
+//   output.pooled.values;  // a row a prompt, likewise
 
 #ifndef SKRR_ENCODER_HPP
 #define SKRR_ENCODER_HPP
@@ -61,41 +63,73 @@ struct Ids {
   std::vector<std::int64_t> attention_mask = {};
 };
 
+// What is tokenised: some pipelines put no text around negative prompts.
+enum class Role { prompt, negative_prompt };
+
+struct Tensor {
+  std::string name = {};                 // the bundle's for it: last_hidden_state, hidden_states.29, text_embeds, ...
+  std::vector<std::int64_t> shape = {};  // empty: there is none
+  std::vector<float> values = {};        // row-major
+};
+
+// What a pipeline takes of its encoder: `rows`, or `pooled`, or both, as Info::outputs says.
 struct Output {
   std::int64_t batch = 0;
   std::int64_t sequence = 0;
-  std::int64_t hidden_size = 0;
   std::vector<std::int64_t> input_ids = {};       // [batch, sequence]
   std::vector<std::int64_t> attention_mask = {};  // [batch, sequence], whether or not the encoder gets to see it
-  std::vector<float> last_hidden_state = {};      // [batch, sequence, hidden_size]
+
+  // A row a token: [batch, length, features], or of layers that are stacked [batch, layers, length, features]. The
+  // length is the sequence's, less what the pipeline leaves out.
+  Tensor rows = {};
+  std::vector<std::int64_t> rows_mask = {};  // [batch, length], 1 for rows that the denoiser is told to read
+  // A row a prompt: [batch, features].
+  Tensor pooled = {};
+};
+
+struct OutputInfo {
+  std::string name = {};
+  bool pooled = false;
+  std::vector<std::int64_t> shape = {};  // -1 where a size depends on the prompts
 };
 
 struct Info {
-  std::string family = {};       // t5, umt5 or bert
+  std::string family = {};       // such as t5 or clip
   std::string pipeline = {};     // such as flux.1
   std::string dtype = {};        // of the weights: fp32, fp16 or bf16
   std::string target = {};       // that was opened
   std::string device = {};       // cpu or cuda
   std::string library = {};      // that runs it, with its version
   std::string computes_in = {};  // precision of the activations: fp32, fp16 or bf16; results are given as fp32 always
+  std::vector<OutputInfo> outputs = {};
   std::int64_t hidden_size = 0;
   std::int64_t vocab_size = 0;
   std::int64_t max_length = 0;             // tokens a prompt is truncated to
   std::optional<std::int64_t> batch = {};  // if it is fixed
   std::optional<std::int64_t> sequence = {};
   bool pads_to_max_length = false;  // or to the longest prompt of the batch
-  bool masked = false;              // whether the encoder gets the attention mask
+  bool masked = false;              // whether the attention mask has an effect, and may be given
   bool tokenizes = false;           // or takes token ids only
+  // How prompts have to be cleaned by the caller: caption, text, or not at all. See BUNDLE.md.
+  std::string clean = {};
+  // What the pipeline guides away from where it has no negative prompt: `encoded` or `bare`, unconditional_text as a
+  // negative prompt; or `zeros`, zeros in the place of every output.
+  std::string unconditional = {};
+  std::string unconditional_text = {};
 };
 
 struct SelfTest {
   bool passed = false;
   std::int64_t vectors = 0;
   std::optional<bool> ids_equal = {};  // nothing where no prompt could be tokenised
-  double relative_l2 = 0;              // of all rows that the denoiser reads
-  double cosine_distance = 0;          // of the worst of them
-  std::int64_t nonfinite = 0;          // values that are NaN or infinite, in any row
-  std::string line = {};               // all of this in words
+  struct Distance {
+    std::string output = {};
+    double relative_l2 = 0;      // of all rows that the denoiser reads; of stacked layers, the worst one's
+    double cosine_distance = 0;  // of the worst row
+  };
+  std::vector<Distance> distances = {};  // of each output
+  std::int64_t nonfinite = 0;            // values that are NaN or infinite, in any row
+  std::string line = {};                 // all of this in words
 };
 
 // An encoder that is loaded and ready to run. Its functions may be called from many threads at once; with ONNX Runtime
@@ -110,10 +144,11 @@ class SKRR_EXPORT Encoder {
   const Info& info() const noexcept;
 
   // Prompts, UTF-8, as the bundle's pipeline feeds them to its encoder.
-  Ids tokenize(const std::vector<std::string>& prompts) const;
-  // Any number of prompts: they are run in batches of 8, or of the size that the bundle fixes.
-  Output encode(const std::vector<std::string>& prompts) const;
-  Output encode(const Ids& ids) const;
+  Ids tokenize(const std::vector<std::string>& prompts, Role role = Role::prompt) const;
+  // What the pipeline makes of them. Any number of prompts: they are run in batches of 8, or of the size that the
+  // bundle fixes.
+  Output encode(const std::vector<std::string>& prompts, Role role = Role::prompt) const;
+  Output encode(const Ids& ids, Role role = Role::prompt) const;
 
   // Compares this machine's results with those of transformers that the bundle carries.
   SelfTest self_test() const;

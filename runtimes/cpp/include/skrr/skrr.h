@@ -4,7 +4,7 @@
  *   skrr_output *output = NULL;
  *   const char *prompts[] = {"a cat", "two dogs"};
  *   if (skrr_encoder_open("t5.bundle", NULL, &encoder) != SKRR_OK) puts(skrr_last_error());
- *   if (skrr_encode_prompts(encoder, prompts, 2, &output) != SKRR_OK) puts(skrr_last_error());
+ *   if (skrr_encode_prompts(encoder, prompts, 2, SKRR_PROMPT, &output) != SKRR_OK) puts(skrr_last_error());
  *   skrr_output_free(output);
  *   skrr_encoder_close(encoder);
  *
@@ -37,6 +37,12 @@ typedef int32_t skrr_status;
 
 typedef struct skrr_encoder skrr_encoder;
 typedef struct skrr_output skrr_output;
+typedef struct skrr_tensor skrr_tensor;
+
+/* What is tokenised: some pipelines put no text around negative prompts. */
+typedef int32_t skrr_role;
+#define SKRR_PROMPT 0
+#define SKRR_NEGATIVE_PROMPT 1
 
 /* How to open a bundle; start from SKRR_OPTIONS_INIT. See skrr::Options in encoder.hpp for what each means. */
 typedef struct skrr_options {
@@ -63,22 +69,24 @@ SKRR_EXPORT skrr_status skrr_encoder_open(const char* bundle, const skrr_options
 /* Closes an encoder that no thread is using; NULL does nothing. Its outputs stay valid. */
 SKRR_EXPORT void skrr_encoder_close(skrr_encoder* encoder);
 
-/* What was opened, as JSON: family, pipeline, dtype, target, device, library, computes_in, hidden_size, vocab_size,
- * max_length, batch and sequence (null if free), pads_to_max_length, masked, tokenizes. "" for NULL. */
+/* What was opened, as JSON: family, pipeline, dtype, target, device, library, computes_in, outputs (of each: name,
+ * pooled, and shape, null where a size depends on the prompts), hidden_size, vocab_size, max_length, batch and sequence
+ * (null if free), pads_to_max_length, masked, tokenizes, clean, unconditional, unconditional_text; skrr::Info in
+ * encoder.hpp says what each means. "" for NULL. */
 SKRR_EXPORT const char* skrr_encoder_info(const skrr_encoder* encoder);
 
-/* Tokenises prompts, NUL-terminated UTF-8; *output has no hidden state. Free it with skrr_output_free. */
+/* Tokenises prompts, NUL-terminated UTF-8; *output has ids and their mask only. Free it with skrr_output_free. */
 SKRR_EXPORT skrr_status skrr_tokenize(const skrr_encoder* encoder, const char* const* prompts, size_t count,
-                                      skrr_output** output);
+                                      skrr_role role, skrr_output** output);
 
 /* Tokenises and encodes prompts. Free *output with skrr_output_free. */
 SKRR_EXPORT skrr_status skrr_encode_prompts(const skrr_encoder* encoder, const char* const* prompts, size_t count,
-                                            skrr_output** output);
+                                            skrr_role role, skrr_output** output);
 
 /* Encodes token ids, [batch, sequence] each; attention_mask may be NULL: all ones, and the only choice where the
  * pipeline passes its encoder no mask. Free *output with skrr_output_free. */
 SKRR_EXPORT skrr_status skrr_encode_ids(const skrr_encoder* encoder, const int64_t* input_ids,
-                                        const int64_t* attention_mask, size_t batch, size_t sequence,
+                                        const int64_t* attention_mask, size_t batch, size_t sequence, skrr_role role,
                                         skrr_output** output);
 
 /* Compares this machine's results with those the bundle carries: *passed is 1 or 0. If line is not NULL, the result in
@@ -88,10 +96,22 @@ SKRR_EXPORT skrr_status skrr_self_test(const skrr_encoder* encoder, int32_t* pas
 /* Sizes and buffers of an output, row-major and contiguous; 0 and NULL for NULL. */
 SKRR_EXPORT size_t skrr_output_batch(const skrr_output* output);
 SKRR_EXPORT size_t skrr_output_sequence(const skrr_output* output);
-SKRR_EXPORT size_t skrr_output_hidden_size(const skrr_output* output);
-SKRR_EXPORT const int64_t* skrr_output_input_ids(const skrr_output* output);       /* [batch, sequence] */
-SKRR_EXPORT const int64_t* skrr_output_attention_mask(const skrr_output* output);  /* [batch, sequence] */
-SKRR_EXPORT const float* skrr_output_last_hidden_state(const skrr_output* output); /* [batch, sequence, hidden_size] */
+SKRR_EXPORT const int64_t* skrr_output_input_ids(const skrr_output* output);      /* [batch, sequence] */
+SKRR_EXPORT const int64_t* skrr_output_attention_mask(const skrr_output* output); /* [batch, sequence] */
+
+/* What the pipeline takes of its encoder; NULL where that is not one of the bundle's outputs.
+ * A row a token: [batch, length, features], or of layers that are stacked [batch, layers, length, features]; and which
+ * of them the denoiser is told to read, [batch, length]. The length is the sequence's, less what is left out. */
+SKRR_EXPORT const skrr_tensor* skrr_output_rows(const skrr_output* output);
+SKRR_EXPORT const int64_t* skrr_output_rows_mask(const skrr_output* output);
+/* A row a prompt: [batch, features]. */
+SKRR_EXPORT const skrr_tensor* skrr_output_pooled(const skrr_output* output);
+
+/* A tensor of an output, which it lives as long as; "", 0 and NULL for NULL. */
+SKRR_EXPORT const char* skrr_tensor_name(const skrr_tensor* tensor); /* such as "last_hidden_state" */
+SKRR_EXPORT size_t skrr_tensor_rank(const skrr_tensor* tensor);
+SKRR_EXPORT const int64_t* skrr_tensor_shape(const skrr_tensor* tensor); /* [rank] */
+SKRR_EXPORT const float* skrr_tensor_values(const skrr_tensor* tensor);
 
 /* Frees an output; NULL does nothing. */
 SKRR_EXPORT void skrr_output_free(skrr_output* output);

@@ -77,7 +77,7 @@ class PackageBackend final : public Backend {
     loader_.load_constants(weights_, /*use_inactive=*/false, /*check_full_update=*/true, /*user_managed=*/true);
   }
 
-  void run(const Feed& feed, float* last_hidden_state) override {
+  void run(const Feed& feed, const std::vector<Place>& outputs) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const c10::InferenceMode guard;
     std::vector<at::Tensor> inputs;
@@ -86,12 +86,14 @@ class PackageBackend final : public Backend {
       void* data = const_cast<std::int64_t*>(ids);  // likewise
       inputs.push_back(at::from_blob(data, {feed.batch, feed.sequence}, at::kLong).to(device_));
     }
-    const std::vector<at::Tensor> outputs = loader_.run(inputs);
-    const std::array<std::int64_t, 3> shape = {feed.batch, feed.sequence, feed.hidden_size};
-    if (outputs.empty() || outputs[0].sizes() != at::IntArrayRef(shape)) {
-      throw failed("the package's result is not [batch, sequence, hidden_size]");
+    const std::vector<at::Tensor> results = loader_.run(inputs);  // in the manifest's order
+    if (results.size() != outputs.size()) throw failed("the package does not give the manifest's outputs");
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      if (results[i].sizes() != at::IntArrayRef(outputs[i].shape)) {
+        throw failed(std::string("the package's ") + outputs[i].name + " is not of the manifest's shape");
+      }
+      at::from_blob(outputs[i].values, outputs[i].shape, at::kFloat).copy_(results[i]);
     }
-    at::from_blob(last_hidden_state, shape, at::kFloat).copy_(outputs[0]);
   }
 
  private:

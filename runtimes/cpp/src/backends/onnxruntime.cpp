@@ -13,8 +13,6 @@
 namespace skrr {
 namespace {
 
-constexpr char kOutput[] = "last_hidden_state";
-
 // Optimizers that would keep fp32 copies of half-precision weights. In mapped mode such a copy shall live from just
 // before its use to just after: the first and the last would make all of them at load, the second would merge, and so
 // hold, those of a re-used weight. (Its header says that a comma separates them; it is a semicolon.)
@@ -71,57 +69,68 @@ class OnnxBackend final : public Backend {
   OnnxBackend(const Bundle& bundle, const Options& options, const Graph& graph)
       : Backend("ONNX Runtime " + version_of_library(), graph.dtype),
         environment_(ORT_LOGGING_LEVEL_FATAL, "skrr"),  // what goes wrong is thrown, and need not be printed too
-        session_(environment_, graph.path.c_str(), session_options(bundle, options, graph)),
-        output_type_(find_output_type()) {}
+        session_(environment_, graph.path.c_str(), session_options(bundle, options, graph)) {
+    for (const OutputEntry& output : bundle.manifest().outputs) output_types_.push_back(find_type(output.name));
+  }
 
-  void run(const Feed& feed, float* last_hidden_state) override {
-    const std::array<std::int64_t, 2> shape = {feed.batch, feed.sequence};
-    const std::array<std::int64_t, 3> output_shape = {feed.batch, feed.sequence, feed.hidden_size};
+  void run(const Feed& feed, const std::vector<Place>& outputs) override {
+    const std::vector<std::int64_t> shape = {feed.batch, feed.sequence};
     const std::array<const char*, 2> input_names = {"input_ids", "attention_mask"};
     std::vector<Ort::Value> inputs;
     for (const std::int64_t* ids : {feed.input_ids, feed.attention_mask}) {
       // ONNX Runtime only reads its inputs, but has no type that says so.
       if (ids != nullptr) inputs.push_back(tensor(const_cast<std::int64_t*>(ids), feed.size(), shape));
     }
-    const std::size_t count = feed.size() * static_cast<std::size_t>(feed.hidden_size);
-    const bool wide = output_type_ == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-    std::vector<std::uint16_t> halves(wide ? 0 : count);
-    // The output's memory is ours, so that the result is written where the caller wants it.
-    Ort::Value output = wide ? tensor(last_hidden_state, count, output_shape)
-                             : Ort::Value::CreateTensor(memory_, halves.data(), count * sizeof(std::uint16_t),
-                                                        output_shape.data(), output_shape.size(), output_type_);
-    const char* output_name = kOutput;
+    // The outputs' memory is ours, so that fp32 is written where the caller wants it.
+    std::vector<const char*> names;
+    std::vector<std::vector<std::uint16_t>> halves(outputs.size());
+    std::vector<Ort::Value> results;
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      const Place& output = outputs[i];
+      names.push_back(output.name);
+      if (output_types_[i] == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+        results.push_back(tensor(output.values, output.size(), output.shape));
+      } else {
+        halves[i].resize(output.size());
+        results.push_back(Ort::Value::CreateTensor(memory_, halves[i].data(), output.size() * sizeof(std::uint16_t),
+                                                   output.shape.data(), output.shape.size(), output_types_[i]));
+      }
+    }
     try {
-      session_.Run(Ort::RunOptions(), input_names.data(), inputs.data(), inputs.size(), &output_name, &output, 1);
+      session_.Run(Ort::RunOptions(), input_names.data(), inputs.data(), inputs.size(), names.data(), results.data(),
+                   results.size());
     } catch (const Ort::Exception& error) {
       throw failed("ONNX Runtime cannot run this batch: " + first_line(error.what()));
     }
-    if (!wide) widen(halves.data(), count, output_type_ == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, last_hidden_state);
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      const bool bf16 = output_types_[i] == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+      widen(halves[i].data(), halves[i].size(), bf16, outputs[i].values);
+    }
   }
 
  private:
-  template <typename T, std::size_t Rank>
-  Ort::Value tensor(T* data, std::size_t count, const std::array<std::int64_t, Rank>& shape) const {
+  template <typename T>
+  Ort::Value tensor(T* data, std::size_t count, const std::vector<std::int64_t>& shape) const {
     return Ort::Value::CreateTensor<T>(memory_, data, count, shape.data(), shape.size());
   }
 
-  ONNXTensorElementDataType find_output_type() const {
+  ONNXTensorElementDataType find_type(const std::string& output) const {
     Ort::AllocatorWithDefaultOptions allocator;
     for (std::size_t i = 0; i < session_.GetOutputCount(); ++i) {
-      if (std::string_view(session_.GetOutputNameAllocated(i, allocator).get()) != kOutput) continue;
+      if (session_.GetOutputNameAllocated(i, allocator).get() != output) continue;
       const auto type = session_.GetOutputTypeInfo(i).GetTensorTypeAndShapeInfo().GetElementType();
       if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ||
           type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16) {
         return type;
       }
     }
-    throw bad_bundle(std::string("the ONNX graph has no floating-point output ") + kOutput);
+    throw bad_bundle("the ONNX graph has no floating-point output " + output);
   }
 
   Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   Ort::Env environment_;
   Ort::Session session_;
-  ONNXTensorElementDataType output_type_;
+  std::vector<ONNXTensorElementDataType> output_types_;  // in the manifest's order
 };
 
 }  // namespace

@@ -6,8 +6,8 @@
 #include <NvInfer.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <mutex>
-#include <string_view>
 #include <utility>
 
 #include "../backend.hpp"
@@ -32,8 +32,6 @@ constexpr char kTarget[] = "tensorrt";
 constexpr char kTitle[] = "TensorRT";
 constexpr char kLibrary[] = "libnvinfer.so." SKRR_TEXT(NV_TENSORRT_MAJOR);
 #endif
-
-constexpr char kOutput[] = "last_hidden_state";
 
 // Keeps the first error, which says why something failed. May be called from any of TensorRT's threads.
 class Log final : public nvinfer1::ILogger {
@@ -91,47 +89,66 @@ class Library {
 
 class EngineBackend final : public Backend {
  public:
-  EngineBackend(const Bundle& bundle, EngineRecord record, int gpu, const Library& library)
-      : Backend(std::string(kTitle) + " " + library.version(), bundle.manifest().dtype),
+  EngineBackend(const Bundle& bundle, EngineRecord record, int gpu, const Library& opened)
+      : Backend(std::string(kTitle) + " " + opened.version(), bundle.manifest().dtype),
         record_(std::move(record)),
         gpu_(gpu),
-        runtime_(library.make_runtime(log_)) {
+        runtime_(opened.make_runtime(log_)) {
     const std::string path = bundle.path(record_.file);
     if (!runtime_) throw failed(std::string(kTitle) + " cannot start: " + log_.why());
     if (record_.version_compatible) runtime_->setEngineHostCodeAllowed(true);
     const MappedFile content(path);
     engine_.reset(runtime_->deserializeCudaEngine(content.bytes().data(), content.bytes().size()));
     if (!engine_) throw refused(path + " cannot be loaded");
-    find_output_type(path);
+    for (const OutputEntry& output : bundle.manifest().outputs) {
+      results_.emplace_back();
+      results_.back().type = find_type(path, output.name);
+    }
     context_.reset(engine_->createExecutionContext());
     if (!context_) throw refused(path + " cannot be made ready to run");
     // Its only profile, 0, is chosen already.
   }
 
-  void run(const Feed& feed, float* last_hidden_state) override {
+  void run(const Feed& feed, const std::vector<Place>& outputs) override {
     record_.check_size(feed.batch, feed.sequence);
     const std::lock_guard<std::mutex> lock(mutex_);
     check_cuda(cudaSetDevice(gpu_));  // which is set for each thread
     bool ready = set_input("input_ids", feed, feed.input_ids, ids_);
     if (feed.attention_mask != nullptr) ready = set_input("attention_mask", feed, feed.attention_mask, mask_) && ready;
-    const std::size_t count = feed.size() * static_cast<std::size_t>(feed.hidden_size);
-    const nvinfer1::Dims shape = context_->getTensorShape(kOutput);
-    if (!ready || shape.nbDims != 3 || shape.d[0] != feed.batch || shape.d[1] != feed.sequence ||
-        shape.d[2] != feed.hidden_size) {
-      throw cannot_run();
+    for (std::size_t i = 0; i < outputs.size(); ++i) ready = set_output(outputs[i], results_[i]) && ready;
+    if (!ready || !context_->enqueueV3(stream_.get())) throw cannot_run();
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      Result& result = results_[i];
+      void* host = result.is_wide() ? static_cast<void*>(outputs[i].values) : result.halves.data();
+      const std::size_t bytes = outputs[i].size() * result.item_bytes();
+      check_cuda(cudaMemcpyAsync(host, result.device->hold(bytes), bytes, cudaMemcpyDeviceToHost, stream_.get()));
     }
-    const bool wide = output_type_ == nvinfer1::DataType::kFLOAT;
-    const std::size_t bytes = count * (wide ? sizeof(float) : sizeof(std::uint16_t));
-    halves_.resize(wide ? 0 : count);
-    void* output = output_.hold(bytes);
-    if (!context_->setTensorAddress(kOutput, output) || !context_->enqueueV3(stream_.get())) throw cannot_run();
-    void* host = wide ? static_cast<void*>(last_hidden_state) : halves_.data();
-    check_cuda(cudaMemcpyAsync(host, output, bytes, cudaMemcpyDeviceToHost, stream_.get()));
     stream_.wait();
-    if (!wide) widen(halves_.data(), count, output_type_ == nvinfer1::DataType::kBF16, last_hidden_state);
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      const Result& result = results_[i];
+      widen(result.halves.data(), result.halves.size(), result.type == nvinfer1::DataType::kBF16, outputs[i].values);
+    }
   }
 
  private:
+  // What the engine writes of an output.
+  struct Result {
+    nvinfer1::DataType type = nvinfer1::DataType::kFLOAT;
+    std::unique_ptr<DeviceBuffer> device = std::make_unique<DeviceBuffer>();
+    std::vector<std::uint16_t> halves;  // on their way to fp32
+
+    bool is_wide() const { return type == nvinfer1::DataType::kFLOAT; }
+    std::size_t item_bytes() const { return is_wide() ? sizeof(float) : sizeof(std::uint16_t); }
+  };
+
+  bool set_output(const Place& output, Result& result) {
+    const nvinfer1::Dims shape = context_->getTensorShape(output.name);
+    if (!std::equal(shape.d, shape.d + std::max(shape.nbDims, 0), output.shape.begin(), output.shape.end()))
+      return false;
+    if (!result.is_wide()) result.halves.resize(output.size());
+    return context_->setTensorAddress(output.name, result.device->hold(output.size() * result.item_bytes()));
+  }
+
   bool set_input(const char* name, const Feed& feed, const std::int64_t* values, DeviceBuffer& buffer) {
     const std::size_t bytes = feed.size() * sizeof(std::int64_t);
     void* device = buffer.hold(bytes);
@@ -140,16 +157,15 @@ class EngineBackend final : public Backend {
            context_->setTensorAddress(name, device);
   }
 
-  void find_output_type(const std::string& path) {
+  nvinfer1::DataType find_type(const std::string& path, const std::string& output) const {
     for (int32_t i = 0; i < engine_->getNbIOTensors(); ++i) {
-      if (std::string_view(engine_->getIOTensorName(i)) == kOutput) {
-        output_type_ = engine_->getTensorDataType(kOutput);
-        const bool known = output_type_ == nvinfer1::DataType::kFLOAT || output_type_ == nvinfer1::DataType::kHALF ||
-                           output_type_ == nvinfer1::DataType::kBF16;
-        if (known) return;
-      }
+      if (engine_->getIOTensorName(i) != output) continue;
+      const nvinfer1::DataType type = engine_->getTensorDataType(output.c_str());
+      const bool known =
+          type == nvinfer1::DataType::kFLOAT || type == nvinfer1::DataType::kHALF || type == nvinfer1::DataType::kBF16;
+      if (known) return type;
     }
-    throw bad_bundle(path + " has no floating-point output " + kOutput);
+    throw bad_bundle(path + " has no floating-point output " + output);
   }
 
   Error refused(const std::string& what) { return bad_bundle(what + ": " + library + ": " + log_.why()); }
@@ -163,12 +179,10 @@ class EngineBackend final : public Backend {
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
-  nvinfer1::DataType output_type_ = nvinfer1::DataType::kFLOAT;
   Stream stream_;
   DeviceBuffer ids_;
   DeviceBuffer mask_;
-  DeviceBuffer output_;
-  std::vector<std::uint16_t> halves_;
+  std::vector<Result> results_;  // in the manifest's order
 };
 
 int current_gpu(const EngineRecord& record) {
