@@ -26,6 +26,8 @@ bench: $(INSTALLED) cpp
 	$(BIN)/python benchmarks/overflow.py
 	$(BIN)/python benchmarks/measure.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/savings.py
+	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/search.py --part speed
 	$(BIN)/python benchmarks/search.py --part quality
 	$(BIN)/python benchmarks/readme.py

@@ -1,6 +1,6 @@
 """How exactly each family of encoders is exported: its drift from transformers in every precision.
 
-    python benchmarks/families.py [--layers 8] [--width 256] [--family NAME ...] [--work DIR]
+    python benchmarks/families.py [--layers 4] [--width 256] [--family NAME ...] [--work DIR]
 
 For each family transformers writes a checkpoint with its own random initialisation. The truth is transformers in fp32
 with plain attention. In fp32 ONNX Runtime and torch.export run the bundle; in half precision, where ONNX Runtime's CPU
@@ -80,7 +80,7 @@ def families(layers: int, width: int) -> dict[str, Family]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256, help="hidden size, a multiple of 16 (default: %(default)s)")
     parser.add_argument("--family", action="append", help="one of them; default: all")
     add_work_argument(parser)
