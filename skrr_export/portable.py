@@ -132,45 +132,62 @@ def _compare(tokenizer: Tokenizer, library: _Library) -> TokenizerEntry:
     """What the manifest says of a library that gives the same ids."""
     if tokenizer.backend.truncation_side != "right":
         raise InputError("it truncates on the left")
-    pieces = library.encode(tokenizer.preset.prepare("a cat"))
-    prefix, suffix = _frame(tokenizer.ids("a cat"), pieces)
-
-    def ids(text: str, max_length: int | None = None) -> list[int]:
-        room = None if max_length is None else max_length - len(prefix) - len(suffix)
-        return [*prefix, *library.encode(text)[:room], *suffix]
-
-    def agrees(prompt: str) -> bool:
-        return tokenizer.ids(prompt) == ids(tokenizer.preset.prepare(prompt))
-
-    def check_truncated(prompts: Sequence[str], *, negative: bool) -> None:
-        preset = tokenizer.preset.negative if negative else tokenizer.preset
-        tokens = tokenizer(prompts, negative=negative)
-        for prompt, row, mask in zip(prompts, tokens.input_ids, tokens.attention_mask, strict=True):
-            if row[mask != 0].tolist() != ids(preset.prepare(prompt), preset.max_length):
-                raise InputError(f"{library.kind} gives other ids for {prompt!r}, cut to {preset.max_length} tokens")
-
-    prompts = [*_PROBES, *default_prompts(), *calibration_prompts()]
+    preset, prompts = tokenizer.preset, [*_PROBES, *default_prompts(), *calibration_prompts()]
+    framed = _Framed.by(library, tokenizer.ids("a cat"), preset.prepare("a cat"))
     for prompt in prompts:
-        if not agrees(prompt):
+        if tokenizer.ids(prompt) != framed.ids(preset.prepare(prompt)):
             raise InputError(f"{library.kind} gives other ids for {prompt!r}")
-    check_truncated(_PROBES, negative=False)
-    if tokenizer.preset.negative != tokenizer.preset:
-        check_truncated(prompts, negative=True)
+    _check_truncated(tokenizer, framed, _PROBES, negative=False)
+    if preset.negative != preset:
+        _check_truncated(tokenizer, framed, prompts, negative=True)
     return TokenizerEntry(
         kind=library.kind,
         file=library.file,
         data=library.data,
-        prefix=tuple(prefix),
-        suffix=tuple(suffix),
+        prefix=framed.prefix,
+        suffix=framed.suffix,
         pad=tokenizer.pad_id,
         padding_side=tokenizer.backend.padding_side,
-        special=tuple(token for token in tokenizer.special_tokens if not agrees(f"a {token} b")),
+        special=tuple(token for token in tokenizer.special_tokens if not _finds(tokenizer, framed, token)),
     )
 
 
-def _frame(ids: Sequence[int], pieces: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-    """What stands before and after the pieces."""
-    for begin in range(len(ids) - len(pieces) + 1):
-        if list(ids[begin : begin + len(pieces)]) == list(pieces):
-            return ids[:begin], ids[begin + len(pieces) :]
-    raise InputError("it gives other ids for 'a cat'")
+@dataclass(frozen=True, slots=True)
+class _Framed:
+    """A library, and the tokenizer's own special tokens around what it gives."""
+
+    library: _Library
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    @classmethod
+    def by(cls, library: _Library, ids: Sequence[int], text: str) -> _Framed:
+        """Find out what stands around the library's pieces of a text in the ids that the tokenizer gives."""
+        pieces = list(library.encode(text))
+        for begin in range(len(ids) - len(pieces) + 1):
+            end = begin + len(pieces)
+            if list(ids[begin:end]) == pieces:
+                return cls(library, tuple(ids[:begin]), tuple(ids[end:]))
+        raise InputError("it gives other ids for 'a cat'")
+
+    def ids(self, text: str, max_length: int | None = None) -> list[int]:
+        """The ids of a text, truncated or whole."""
+        room = None if max_length is None else max_length - len(self.prefix) - len(self.suffix)
+        return [*self.prefix, *self.library.encode(text)[:room], *self.suffix]
+
+
+def _check_truncated(tokenizer: Tokenizer, framed: _Framed, prompts: Sequence[str], *, negative: bool) -> None:
+    preset = tokenizer.preset.negative if negative else tokenizer.preset
+    tokens = tokenizer(prompts, negative=negative)
+    for prompt, row, mask in zip(prompts, tokens.input_ids, tokens.attention_mask, strict=True):
+        if row[mask != 0].tolist() != framed.ids(preset.prepare(prompt), preset.max_length):
+            kind = framed.library.kind
+            raise InputError(f"{kind} gives other ids for {prompt!r}, cut to {preset.max_length} tokens")
+
+
+def _finds(tokenizer: Tokenizer, framed: _Framed, token: str) -> bool:
+    """Whether a token that a prompt spells out becomes what it does in transformers; the prompt is not cleaned."""
+    preset = tokenizer.preset
+    text = f"{preset.prefix}a {token} b{preset.suffix}"
+    found = tokenizer.backend(text, truncation=False, add_special_tokens=preset.special_tokens, verbose=False)
+    return list(found["input_ids"]) == framed.ids(text)

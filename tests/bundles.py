@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from skrr_export.bundle import Bundle
+from skrr_export.checkpoint import open_checkpoint
+from skrr_export.encoders import recognise
 from skrr_export.exporting import ExportOptions, export_checkpoint
 from skrr_export.pipelines import PRESETS, Preset
 from skrr_export.plan import Plan
@@ -34,15 +36,23 @@ UNMASKED = Preset(name="unmasked", max_length=512, padding="longest", masked=Fal
 
 
 def export(
-    checkpoint: Path, output: Path, sources: Sources | None = None, *, masked: bool = True, **options: Any
+    checkpoint: Path,
+    output: Path,
+    sources: Sources | None = None,
+    *,
+    masked: bool = True,
+    preset: Preset | None = None,
+    **options: Any,
 ) -> Bundle:
-    """Export a checkpoint under a plan; its family is read from `config.json`."""
+    """Export a checkpoint under a plan, for a pipeline that need not be one of the built-in ones."""
     if sources is not None:
-        family = json.loads((checkpoint / "config.json").read_text())["model_type"]
-        options["plan"] = Plan(family, tuple(sources))
+        options["plan"] = Plan(recognise(open_checkpoint(checkpoint)).family, tuple(sources))
+    if preset is None and not masked:
+        preset = UNMASKED
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, UNMASKED.name, UNMASKED)
-        options.setdefault("pipeline", "plain" if masked else UNMASKED.name)
+        if preset is not None:
+            patch.setitem(PRESETS, preset.name, preset)  # type: ignore[arg-type]
+            options.setdefault("pipeline", preset.name)
         return export_checkpoint(checkpoint, output, ExportOptions(replace=True, **options)).bundle
 
 

@@ -255,7 +255,9 @@ def test_a_directory_without_a_configuration_is_no_checkpoint(tmp_path: Path) ->
 
 def test_a_pipeline_without_an_encoder_says_so(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
-    assert refused(tmp_path).endswith("choose its encoder with --subfolder (none found), or export all with --pipeline NAME")
+    assert refused(tmp_path).endswith(
+        "choose its encoder with --subfolder (none found), or export all with --pipeline NAME"
+    )
 
 
 @pytest.mark.parametrize(

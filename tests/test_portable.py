@@ -25,6 +25,7 @@ from skrr_export.portable import find_recipe
 from skrr_export.prompts import default_prompts
 from skrr_export.tokenization import Tokenizer, Tokens
 from tests.checkpoints import bert_checkpoint, byte_tokenizer, sentencepiece_tokenizer, t5_checkpoint
+from tests.pipelines.built import BUILT
 from tests.pipelines.tokenizers import MISTRAL, QWEN3, VOCABULARY, small_tokenizer
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
@@ -93,6 +94,14 @@ def test_sentencepiece_names_the_tokens_that_only_transformers_finds(t5: Path) -
     assert recipe.entry.kind == "sentencepiece"
     assert not recipe.files  # its model is the tokenizer's own
     assert {"<pad>", "</s>", "<unk>", "<extra_id_0>", "<extra_id_99>"} <= set(recipe.entry.special)
+
+
+def test_they_are_named_where_cleaning_would_take_them_out(t5: Path) -> None:
+    """The runtimes that are told of them do not clean."""
+    plain, cleaned = (find_recipe(tokenizer(t5, preset), t5) for preset in ("plain", "pixart-alpha"))
+    assert plain is not None
+    assert cleaned is not None
+    assert cleaned.entry.special == plain.entry.special
 
 
 def test_a_converted_tokenizer_is_the_same_every_time() -> None:
@@ -182,6 +191,31 @@ def test_texts_around_a_prompt_are_part_of_what_is_compared(key: str, tmp_path: 
         text = loaded.preset.prepare(prompt)
         truth = loaded.backend(text, add_special_tokens=loaded.preset.special_tokens)["input_ids"]
         assert [*recipe.entry.prefix, *encode(text), *recipe.entry.suffix] == truth
+
+
+@pytest.mark.parametrize(
+    ("built", "key", "around"),
+    [
+        ("CLIP", "sd3/text_encoder", ((518,), (519,))),
+        ("Gemma", "sana", ((2,), ())),
+        ("Gemma", "lumina2", ((2,), ())),
+        ("Qwen", "qwen-image", ((), ())),
+        ("Qwen", "flux.2-klein", ((), ())),
+        ("Llama 3", "hunyuanvideo/text_encoder", ((0,), ())),
+        ("Llama 3", "hidream/text_encoder_4", ((0,), ())),
+        ("Mistral", "flux.2", ((), ())),
+        ("GLM", "cogview4", ((1, 2), ())),
+    ],
+)
+def test_tokenizers_built_like_the_real_ones_have_a_recipe(
+    built: str, key: str, around: tuple[tuple[int, ...], tuple[int, ...]], tmp_path: Path
+) -> None:
+    checkpoint = t5_checkpoint(tmp_path / "t5")  # its configuration decides nothing here
+    BUILT[built]().save_pretrained(checkpoint)
+    recipe = find_recipe(Tokenizer(checkpoint, checkpoint, PRESETS[key]), checkpoint)
+    assert recipe is not None
+    assert (recipe.entry.kind, recipe.entry.prefix, recipe.entry.suffix) == ("openvino", *around)
+    assert recipe.entry.padding_side == ("left" if built in ("Mistral", "GLM") else "right")
 
 
 def test_special_tokens_that_only_transformers_finds_in_them_mean_no_recipe(

@@ -108,9 +108,7 @@ def test_joined_layers_are_as_they_are_joined(t5: Path, tmp_path: Path) -> None:
 def export_with(checkpoint: Path, output: Path, **changes: Any) -> Bundle:
     """Export for a pipeline that is `plain` but for some changes."""
     preset = replace(PRESETS["plain"], name="changed", **changes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "changed", preset)
-        return export(checkpoint, output, PLAN, pipeline="changed", vectors=3)
+    return export(checkpoint, output, PLAN, preset=preset, vectors=3)
 
 
 CLEANED = ("caption", "text")

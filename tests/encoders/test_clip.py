@@ -25,13 +25,12 @@ from skrr_export.encoders import recognise
 from skrr_export.encoders.clip import ClipEncoder
 from skrr_export.encoders.module import FunctionalEncoder
 from skrr_export.errors import CheckpointError, InputError
-from skrr_export.exporting import ExportOptions, export_checkpoint
 from skrr_export.outputs import LAST, Output
-from skrr_export.pipelines import PRESETS, Preset
+from skrr_export.pipelines import Preset
 from skrr_export.plan import Plan
 from skrr_export.targets.onnx.session import OnnxSession
 from skrr_export.targets.torch_export.session import ProgramSession
-from tests.bundles import PLAN, SPECIAL_CASES, examples, plans, relative_error
+from tests.bundles import PLAN, SPECIAL_CASES, examples, export, plans, relative_error
 from tests.families.clip import CLIP_DIMENSIONS, clip_checkpoint, encode
 from tests.reference import Sources
 
@@ -75,11 +74,7 @@ def _export(
     preset = Preset(
         name="test", max_length=512, padding="longest", masked=masked, reads_padding=True, outputs=tuple(outputs)
     )
-    plan = None if sources is None else Plan("clip", tuple(sources))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, preset.name, preset)
-        options = {"plan": plan, "pipeline": preset.name, "replace": True, **options}
-        return export_checkpoint(checkpoint, directory / "bundle", ExportOptions(**options)).bundle
+    return export(checkpoint, directory / "bundle", sources, preset=preset, **options)
 
 
 def _ids(random: np.random.Generator, batch: int, sequence: int) -> np.ndarray:

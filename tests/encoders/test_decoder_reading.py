@@ -201,6 +201,7 @@ def test_dynamic_base_ends_where_it_would_change() -> None:
         ("llama", {"hidden_size": 0}, "'hidden_size' must be a positive integer"),
         ("llama", {"num_key_value_heads": 3}, "16 attention heads cannot share 3 heads of keys and values"),
         ("llama", {"head_dim": 63}, "turns pairs of features, not 63"),
+        ("llama", {"hidden_size": 8}, "'head_dim' must be a positive integer up to .*, not 0"),
         ("llama", {"rms_norm_eps": None}, "'rms_norm_eps' must be a number"),
         ("llama", {"hidden_act": "mish"}, "activation 'mish'"),
         ("llama", {"attention_bias": "yes"}, "'attention_bias' must be true or false, not 'yes'"),
@@ -246,6 +247,36 @@ def test_configuration_that_is_not_supported_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=complaint):
         read(model_type, {**REQUIRED, **change})
+
+
+KEYS = sorted(
+    {*REQUIRED, *(key for encoder in DECODERS for key in encoder.defaults), *PECULIAR["gemma3_text"], "head_dim"}
+    | {"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "layer_types", "max_window_layers"}
+    | {"use_sliding_window", "attention_bias", "text_config", "original_max_position_embeddings", "is_causal"}
+)
+ROPE_KEYS = ["rope_type", "type", "factor", "rope_theta", "partial_rotary_factor", *sum(BOUNDS.values(), ())]
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from([0, 1, 2, 10**400, 1e-300, *ROPES, *ROPE_KEYS]),
+)
+OBJECTS = st.dictionaries(st.sampled_from([*ROPE_KEYS, "full_attention", "sliding_attention"]), SCALARS)
+VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=3), OBJECTS, st.dictionaries(st.sampled_from(KEYS), OBJECTS))
+
+
+@given(
+    model_type=st.sampled_from(sorted(FAMILIES)),
+    change=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3),
+)
+def test_any_configuration_is_read_or_refused(model_type: str, change: dict[str, Any]) -> None:
+    config = {**REQUIRED, **change}
+    try:
+        encoder = read(model_type, {"text_config": config, **config})
+    except CheckpointError:
+        return
+    assert isinstance(encoder.parts()["attention"], torch.nn.Module)
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,9 @@ class DecoderEncoder(Encoder):
             raise CheckpointError(
                 f"config.json: {num_heads} attention heads cannot share {num_key_value_heads} heads of keys and values"
             )
-        head_size = hidden_size // num_heads if config.get("head_dim") is None else positive_int(config, "head_dim")
+        if config.get("head_dim") is None:
+            config["head_dim"] = hidden_size // num_heads
+        head_size = positive_int(config, "head_dim")
         settings: dict[str, Any] = {
             "num_layers": num_layers,
             "hidden_size": hidden_size,
@@ -110,8 +112,10 @@ class DecoderEncoder(Encoder):
             "scale": head_size**-0.5,
             "windows": (None,) * num_layers,
         }
-        settings |= cls.traits({**config, "head_dim": head_size})
-        return cls(**settings, max_length=settings["rope"].max_length)
+        settings |= cls.traits(config)
+        ropes = (settings["rope"], settings.get("local_rope"))
+        lengths = [rope.max_length for rope in ropes if rope is not None and rope.max_length is not None]
+        return cls(**settings, max_length=min(lengths, default=None))
 
     @classmethod
     @abstractmethod

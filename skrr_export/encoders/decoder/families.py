@@ -70,7 +70,11 @@ def _qwen_windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:
 
 @dataclass(frozen=True)
 class Qwen25Encoder(DecoderEncoder):
-    """Qwen 2 and 2.5, and the language part of Qwen2.5-VL, whose three axes of positions are one for text."""
+    """Qwen 2 and 2.5, and the language part of Qwen2.5-VL, whose three axes of positions are one for text.
+
+    Early releases of transformers count the positions of a Qwen2.5-VL without its padding; since attention
+    depends on differences of positions alone, that shows in the rows of padding and nowhere else.
+    """
 
     family: ClassVar[str] = "qwen2.5"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2", "qwen2_5_vl", "qwen2_5_vl_text")

@@ -101,7 +101,11 @@ def _apply_to_t5(blocks: Any, sources: Sources, place: Callable[[nn.Module | Non
 
 
 class _T5Attention(nn.Module):
-    """A T5 attention in any position: the position bias always comes from layer 0's table."""
+    """A T5 attention in any position: the position bias always comes from layer 0's table.
+
+    Every attention hands it on to the next. The mask is in it from the first on: some releases of transformers add the
+    mask to each attention, others only to the one that makes the bias.
+    """
 
     def __init__(self, table: Any, source: nn.Module | None) -> None:
         super().__init__()
@@ -112,10 +116,18 @@ class _T5Attention(nn.Module):
         self, hidden: Tensor, attention_mask: Tensor | None = None, position_bias: Tensor | None = None, **rest: Any
     ) -> Any:
         if position_bias is None:
-            position_bias = self.table.compute_bias(hidden.shape[1], hidden.shape[1], device=hidden.device)
+            bias = self.table.compute_bias(hidden.shape[1], hidden.shape[1], device=hidden.device)
+            position_bias = _masked(bias, attention_mask)
         if self.source is None:
             return hidden, position_bias, None
-        return self.source(hidden, attention_mask=attention_mask, position_bias=position_bias, **rest)
+        return self.source(hidden, attention_mask=None, position_bias=position_bias, **rest)
+
+
+def _masked(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """With a mask that says where to look, or that is to be added."""
+    if mask is None:
+        return bias
+    return torch.where(mask, bias, torch.finfo(bias.dtype).min) if mask.dtype is torch.bool else bias + mask
 
 
 def _apply_to_bert(layers: Any, sources: Sources) -> None:
