@@ -7,6 +7,9 @@ from pathlib import Path
 
 from skrr_export.measure.worker import Embeddings, Ids, Load, Running
 
+OUTPUT = "last_hidden_state"
+"""The output of every peer's graph."""
+
 
 def open_onnx(directory: Path, threads: int) -> Load:
     """A peer's ONNX file as ONNX Runtime runs it by default; the mask is given where the graph has an input for it."""
@@ -20,8 +23,8 @@ def open_onnx(directory: Path, threads: int) -> Load:
 
         def encode(ids: Ids, mask: Ids | None) -> Embeddings:
             feeds = {"input_ids": ids, "attention_mask": mask}
-            result: Embeddings = session.run(["last_hidden_state"], {name: feeds[name] for name in inputs})[0]
-            return result
+            [hidden] = session.run([OUTPUT], {name: feeds[name] for name in inputs})
+            return {OUTPUT: hidden}
 
         notes = () if "attention_mask" in inputs else ("its graph uses no attention mask",)
         return Running(encode=encode, computes_in="fp32", notes=lambda: notes)
@@ -36,7 +39,7 @@ def open_library(library: Path, bundle: Path, threads: int) -> Load:
     def load() -> Running:
         encoder = Library(library).open(bundle, device=b"cpu", threads=threads)
         return Running(
-            encode=lambda ids, mask: encoder.encode_ids(ids, mask)["last_hidden_state"],
+            encode=encoder.encode_ids,
             computes_in=encoder.info["computes_in"],
         )
 
@@ -53,12 +56,12 @@ def open_compiled(bundle: Path, checkpoint: Path, device: str, threads: int, siz
     torch.set_num_threads(threads)
     torch._dynamo.config.recompile_limit = sizes
     opened = open_bundle(bundle)
-    model_class(opened.manifest.family)  # imported now, so that loading does not count it
+    model_class(opened)  # imported now, so that loading does not count it
 
     def load() -> Running:
         model = torch.compile(eager_model(opened, checkpoint, planned=True).to(device), dynamic=False)
         return Running(
-            encode=partial(run_model, model, device=device),
+            encode=partial(run_model, model, opened.manifest.pipeline.outputs, device=device),
             computes_in=opened.manifest.dtype.name,
             notes=lambda: ("compiled for the sizes that are timed; others, on which it is compared, run uncompiled",),
         )

@@ -69,11 +69,9 @@ def _prepare(preset: Preset, directory: Path) -> Path:
 
 def export_for(key: str, directory: Path, **options: Any) -> Bundle:
     """Export a tiny encoder for one of the stand-ins, or for a preset of CLIP."""
-    preset = STAND_INS[key] if key in STAND_INS else PRESETS[key]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, key, preset)
-        pipeline = preset.name if preset.encoder is None else key
-        return export(_prepare(preset, directory / "encoder"), directory / "made.bundle", pipeline=pipeline, **options)
+    own = STAND_INS.get(key)
+    checkpoint = _prepare(own or PRESETS[key], directory / "encoder")
+    return export(checkpoint, directory / "made.bundle", preset=own, pipeline=own.name if own else key, **options)
 
 
 @pytest.fixture(scope="session")

@@ -289,6 +289,9 @@ class Attention(nn.Module):
         key = self.k_norm(split_heads(self.k_proj(flat), x, self.num_key_value_heads))
         value = split_heads(self.v_proj(flat), x, self.num_key_value_heads)
         query, key = self.rope.turn(query, rotary), self.rope.turn(key, rotary)
+        if query.dtype is torch.float16:
+            # A query that sees no key averages all, for the bias drowns its logits; but in fp16 none is low enough.
+            query = query * (bias.float().amax(-1, keepdim=True) >= 0)
         # Not left to the fused attention: ONNX Runtime 1.23 lets the wrong queries share a key.
         key, value = (_repeat(heads, self.num_heads // self.num_key_value_heads) for heads in (key, value))
         if self.softcap is None:
