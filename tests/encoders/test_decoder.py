@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -44,11 +45,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 
 
 def run(
-    checkpoint: Path, sources: Sources | None, ids: np.ndarray, mask: np.ndarray | None, *outputs: Output
+    checkpoint: Path,
+    sources: Sources | None,
+    ids: np.ndarray,
+    mask: np.ndarray | None,
+    *outputs: Output,
+    dtype: torch.dtype = torch.float32,
 ) -> list[np.ndarray]:
-    """The outputs that are asked for, or the last hidden state, as our parts compute them in fp32."""
+    """The outputs that are asked for, or the last hidden state, as our parts compute them."""
     config = json.loads((checkpoint / "config.json").read_text())
-    weights = load_file(checkpoint / "model.safetensors")
+    weights = {name: value.to(dtype) for name, value in load_file(checkpoint / "model.safetensors").items()}
     [family] = [each for each in DECODERS if config["model_type"] in each.model_types]
     encoder = family.from_config(config, weights.keys())
     pairs = sources or [(layer, layer) for layer in range(encoder.num_layers)]
@@ -56,7 +62,7 @@ def run(
     module = FunctionalEncoder(encoder, Plan(encoder.family, tuple(pairs)), outputs, masked=mask is not None)
     with torch.inference_mode():
         results = module(weights, torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask))
-    return [results[output.name].numpy() for output in outputs]
+    return [results[output.name].float().numpy() for output in outputs]
 
 
 def any_mask(random: np.random.Generator, batch: int, sequence: int) -> np.ndarray:
@@ -172,5 +178,16 @@ def test_number_is_rounded_as_torch_rounds_it(value: float, dtype: torch.dtype) 
     assert rounded(value, dtype) == torch.tensor(value, dtype=torch.float64).to(dtype).item()
 
 
-def test_gemmas_scale_is_rounded_with_its_embedding() -> None:
-    assert rounded(3072**0.5, torch.bfloat16) == 55.5
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gemmas_embedding_in_half_precision_is_exactly_that_of_transformers(
+    model_type: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """The scale is rounded too; the root of 38, 6.1644, is 6.15625 in bf16."""
+    checkpoint = decoder_checkpoint(tmp_path, model_type, layers=1, hidden_size=38, num_attention_heads=2)
+    ids = random_ids(np.random.default_rng(0), 4, 100)
+    [ours] = run(checkpoint, None, ids, None, Output("hidden_states", (0,)), dtype=dtype)
+    model = transformers.AutoModel.from_pretrained(checkpoint, dtype=dtype)
+    with torch.inference_mode():
+        truth = model(input_ids=torch.from_numpy(ids), output_hidden_states=True).hidden_states[0]
+    np.testing.assert_array_equal(ours, truth.float().numpy())

@@ -70,7 +70,7 @@ def inputs(bundle: Bundle, shape: tuple[int, int], seed: int = 0) -> tuple[np.nd
     return random_ids(random, *shape), any_mask(random, *shape) if bundle.manifest.pipeline.masked else None
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma3_text"])
 def test_graph_equals_transformers(model_type: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     checkpoint, family = checkpoints(model_type), FAMILIES[model_type]
     for sources in (PLAN, [(layer, layer) for layer in range(4)]):
@@ -125,15 +125,16 @@ def test_flux2_joins_layers_of_a_model_that_sees_images_too(checkpoints: Checkpo
         assert relative_error(joined, np.concatenate(states, axis=-1)) < TOLERANCE
 
 
-def test_gemma2_in_bf16_rounds_the_scale_of_its_embedding(tmp_path: Path) -> None:
-    """The root of 38, 6.1644, becomes 6.15625."""
+def test_gemma2_in_bf16(tmp_path: Path) -> None:
+    """Of a width at which the scale of its embedding is not exact."""
     checkpoint = decoder_checkpoint(tmp_path / "gemma2", "gemma2", layers=2, hidden_size=38, num_attention_heads=2)
     sources: Sources = [(0, 0), (1, 0)]
     bundle = export(checkpoint, tmp_path, "gemma2", sources, dtype="bf16", targets=("onnx", "pt2"))
-    ids, mask = inputs(bundle, (3, 40))
-    truth = encode(checkpoint, sources, ids, mask, rounded_to=torch.bfloat16)
-    for runtime in ("default", "decomposed"):
-        hidden = OnnxSession(bundle, runtime=runtime).encode(ids, mask)["last_hidden_state"]
-        assert relative_error(hidden, truth) < TOLERANCE
+    for shape in SHAPES:
+        ids, mask = inputs(bundle, shape)
+        truth = encode(checkpoint, sources, ids, mask, rounded_to=torch.bfloat16)
+        for runtime in ("default", "decomposed"):
+            hidden = OnnxSession(bundle, runtime=runtime).encode(ids, mask)["last_hidden_state"]
+            assert relative_error(hidden, truth) < TOLERANCE
     own = open_target(bundle, "pt2").encode(ids, mask)["last_hidden_state"].astype(np.float32)
     assert relative_error(own, truth) < 0.1  # computed in bf16

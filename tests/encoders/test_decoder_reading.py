@@ -105,6 +105,16 @@ OLD_AND_NEW: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"partial_rotary_factor": 0.25, "rope_theta": 9.0},
         {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25, "rope_theta": 9.0}},
     ),
+    "windows of the last": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3},
+        {
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "max_window_layers": 7,
+            "layer_types": ["full_attention"] * 3 + ["sliding_attention"] * 4,
+        },
+    ),
     "windows": (
         "gemma3_text",
         {"sliding_window_pattern": 3},

@@ -49,7 +49,7 @@ class Rope:
         return (torch.stack((angle.cos(), angle.sin())) * self.scale).to(like.dtype)
 
     def turn(self, heads: Tensor, table: Tensor) -> Tensor:
-        """Queries or keys `[batch, heads, sequence, size]`, turned by their positions."""
+        """Queries or keys `[batch, heads, sequence, size]` turned by this embedding's table, or by one as wide."""
         cosine, sine = table[0], table[1]
         turned, rest = heads[..., : self.width], heads[..., self.width :]
         if self.interleaved:
