@@ -350,7 +350,8 @@ def _add_vectors(
     progress("computing test vectors", 0, job.options.vectors)
     bundle = Bundle(Path(), manifest)  # not on disk yet: the reference reads nothing of it
     encode = planned_reference(bundle, job.checkpoint.directory)
-    cases = list(vectors.choose_cases(manifest, tokenizer, job.options.vectors))
+    ending = getattr(job.encoder, "eos_token_id", None)
+    cases = list(vectors.choose_cases(manifest, tokenizer, job.options.vectors, ending=ending))
     entry, content = vectors.make(manifest, cases, encode)
     stage.write(entry.file, content)
     files = {**manifest.files, entry.file: FileEntry(hashlib.sha256(content).hexdigest(), len(content))}

@@ -121,11 +121,6 @@ class Tokenizer:
         return () if found is None else (found,)
 
     @property
-    def pads_right(self) -> bool:
-        """Whether padding goes, and truncation takes, on the right."""
-        return bool(self._tokenizer.padding_side == self._tokenizer.truncation_side == "right")
-
-    @property
     def pad_id(self) -> int:
         """Id of padding."""
         return int(self._tokenizer.pad_token_id)

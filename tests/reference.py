@@ -43,10 +43,7 @@ def encode(
     _, _, layer = output.partition(".")
     with torch.inference_mode():
         model.load_state_dict(weights)
-        if sources is None:
-            states = _hidden_states(model, ids, mask)
-        else:
-            states = run(model, weights, sources, ids, mask)
+        states = _hidden_states(model, ids, mask) if sources is None else run(model, weights, sources, ids, mask)
         return states[int(layer) if layer else -1].numpy()
 
 

@@ -344,3 +344,25 @@ def masked_bias(like: Tensor) -> float:
     position is masked comes out as an average and not as NaN; the lowest value itself overflows in fp16.
     """
     return torch.finfo(like.dtype).min / 2
+
+
+class CausalBias(nn.Module):
+    """What causal attentions add to their logits: a query looks at no later key, none beyond a window, none masked.
+
+    Returns `[1, 1, sequence, sequence]`, or `[batch, 1, sequence, sequence]` with a mask, typed like `hidden`.
+    """
+
+    def __init__(self, window: int | None = None) -> None:
+        super().__init__()
+        self.window = window
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        position = torch.arange(hidden.shape[1], device=hidden.device)
+        distance = position[:, None] - position[None, :]  # from a query back to a key
+        seen = distance >= 0
+        if self.window is not None:
+            seen = seen & (distance < self.window)
+        seen = seen[None, None]
+        if attention_mask is not None:
+            seen = seen & (attention_mask[:, None, None, :] != 0)
+        return torch.where(seen, hidden.new_zeros(()), masked_bias(hidden))

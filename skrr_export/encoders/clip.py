@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skrr_export.encoders.base import (
+    CausalBias,
     Encoder,
     Shape,
     Step,
     activation,
     fraction,
-    masked_bias,
     merge_heads,
     positive_int,
     split_heads,
@@ -175,20 +175,6 @@ class Embedding(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         position = torch.arange(input_ids.shape[1], device=input_ids.device)
         return self.token_embedding(input_ids) + self.position_embedding(position)
-
-
-class CausalBias(nn.Module):
-    """The additive bias by which a query looks at no key after it, nor at one that is masked.
-
-    Typed like `hidden`; `[1, 1, sequence, sequence]`, or `[batch, 1, sequence, sequence]` with a mask.
-    """
-
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        position = torch.arange(hidden.shape[1], device=hidden.device)
-        visible = (position[None, :] <= position[:, None])[None, None]
-        if attention_mask is not None:
-            visible = visible & (attention_mask[:, None, None, :] != 0)
-        return torch.where(visible, hidden.new_zeros(()), masked_bias(hidden))
 
 
 class Attention(nn.Module):

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skrr_export.encoders.base import (
+    CausalBias,
     Encoder,
     Shape,
     Step,
     activation,
     fraction,
-    masked_bias,
     merge_heads,
     positive_int,
     split_heads,
@@ -238,28 +238,6 @@ class RotaryTable(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.rope.table(hidden)
-
-
-class CausalBias(nn.Module):
-    """What every attention adds to its logits: a query looks at no later key, none beyond the window, none masked.
-
-    Returns `[1, 1, sequence, sequence]`, or `[batch, 1, sequence, sequence]` with a mask, typed like `hidden`.
-    """
-
-    def __init__(self, window: int | None) -> None:
-        super().__init__()
-        self.window = window
-
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        position = torch.arange(hidden.shape[1], device=hidden.device)
-        distance = position[:, None] - position[None, :]  # from a query back to a key
-        seen = distance >= 0
-        if self.window is not None:
-            seen = seen & (distance < self.window)
-        seen = seen[None, None]
-        if attention_mask is not None:
-            seen = seen & (attention_mask[:, None, None, :] != 0)
-        return torch.where(seen, hidden.new_zeros(()), masked_bias(hidden))
 
 
 class Attention(nn.Module):

@@ -56,6 +56,7 @@ def build(
     modules = parts_of(encoder)
     calls = [step for step in steps if step.part != KEEP]
     parts = {step.part: Part(modules[step.part], {name: shapes[name] for name in step.inputs}) for step in calls}
+    parts = dict(sorted(parts.items()))  # so that the functions do not depend on what a plan skips
     name = encoder.family.replace(".", "_")
     functions = trace(name, parts, dtype.torch)
     element = ir.DataType[str(dtype.onnx_name)]
@@ -66,10 +67,10 @@ def build(
     for step in steps:
         arguments = [values[name] for name in step.inputs]
         if step.part == KEEP:
-            nodes.append(ir.Node("", "Identity", arguments, name=step.name))
-        else:
-            arguments += [initializers[step.prefix + name] for name in parts[step.part].parameter_names]
-            nodes.append(ir.Node(DOMAIN, functions[step.part].name, arguments, name=step.name))
+            [values[step.output]] = arguments
+            continue
+        arguments += [initializers[step.prefix + name] for name in parts[step.part].parameter_names]
+        nodes.append(ir.Node(DOMAIN, functions[step.part].name, arguments, name=step.name))
         values[step.output] = nodes[-1].outputs[0]
         values[step.output].name = step.name
         values[step.output].shape = ir.Shape(shapes[step.output])

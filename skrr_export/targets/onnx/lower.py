@@ -7,10 +7,13 @@ bf16 result is widened.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+_MASKED = float(np.finfo(np.float16).min) / 2
+"""What `encoders.base.masked_bias` is in fp16. Logits of fp32 would not drown in it, so it becomes what it is there."""
 CPU_GRAPH = "model.cpu.onnx"
 """The second graph's file in a half-precision bundle."""
 
@@ -71,6 +74,7 @@ def _retype(node: ir.Node) -> None:
         tensor = node.attributes["value"].as_tensor()
         if tensor.dtype in HALVES:
             values = tensor.numpy().astype("float32")
+            values = np.where(values == _MASKED, np.finfo(np.float32).min / 2, values)
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(values, name=tensor.name))
 
 

@@ -121,8 +121,8 @@ def _function(name: str, graph: ir.Graph, part: Part) -> ir.Function:
         node.name = f"{node.op_type}.{number}"
         node.metadata_props.clear()  # stack traces of this machine, on which the bytes must not depend
         node.doc_string = None
-        for value in node.outputs:
-            value.name = f"{node.op_type}.{number}.out"
+        for place, value in enumerate(node.outputs):
+            value.name = f"{node.op_type}.{number}.out" + (f".{place}" if place else "")
             value.shape = None
             value.type = None
             value.metadata_props.clear()
