@@ -5,7 +5,6 @@ torch is imported only once the checkpoint has been found in order, so that a mi
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -171,8 +170,7 @@ def export_pipeline(
         for folder in plans.keys() - folders:
             raise InputError(f"a plan for '{folder}', which is none of this pipeline's encoders: {', '.join(folders)}")
         jobs = {
-            folder: _prepare(location, dataclasses.replace(options, subfolder=folder, plan=plans.get(folder)))
-            for folder in folders
+            folder: _prepare(location, replace(options, subfolder=folder, plan=plans.get(folder))) for folder in folders
         }
         stage.require_space(sum(map(_needed, jobs.values())))
         exported = {}
@@ -350,8 +348,7 @@ def _add_vectors(
     progress("computing test vectors", 0, job.options.vectors)
     bundle = Bundle(Path(), manifest)  # not on disk yet: the reference reads nothing of it
     encode = planned_reference(bundle, job.checkpoint.directory)
-    ending = getattr(job.encoder, "eos_token_id", None)
-    cases = list(vectors.choose_cases(manifest, tokenizer, job.options.vectors, ending=ending))
+    cases = list(vectors.choose_cases(manifest, tokenizer, job.options.vectors, ending=job.encoder.ending))
     entry, content = vectors.make(manifest, cases, encode)
     stage.write(entry.file, content)
     files = {**manifest.files, entry.file: FileEntry(hashlib.sha256(content).hexdigest(), len(content))}

@@ -123,6 +123,11 @@ class Encoder(ABC):
         """The kinds of output that it has."""
         return ("last_hidden_state", "hidden_states")
 
+    @property
+    def ending(self) -> int | None:
+        """The id that ends a prompt, where the encoder looks for it; `None`: it looks for none."""
+        return None
+
     @abstractmethod
     def epilogue(self, kind: OutputKind, *, masked: bool) -> list[Step]:
         """The steps from `hidden` after the last layer to an output of one of `kinds`, named like the kind."""

@@ -99,6 +99,10 @@ class ClipEncoder(Encoder):
         own: tuple[OutputKind, ...] = ("last_hidden_state", "hidden_states", "pooler_output")
         return own if self.projection_size is None else (*own, "text_embeds")
 
+    @property
+    def ending(self) -> int | None:
+        return self.eos_token_id
+
     def parts(self) -> dict[str, nn.Module]:
         with torch.device("meta"):
             parts: dict[str, nn.Module] = {

@@ -90,7 +90,7 @@ def _random_cases(bundle: Bundle, random: np.random.Generator, *, left: bool) ->
     manifest = bundle.manifest
     longest = min(manifest.pipeline.max_length, manifest.max_length or manifest.pipeline.max_length)
     # Where a pooled vector is that of the token which ends the prompt, random ids would hardly ever have one.
-    ending = None if manifest.pooled is None else getattr(bundle_encoder(bundle), "eos_token_id", None)
+    ending = None if manifest.pooled is None else bundle_encoder(bundle).ending
     for batch, sequence in ((1, 1), (1, 2), (3, 7), (2, 33), (1, 77), (4, 65), (1, longest)):
         shape = (manifest.batch or batch, manifest.sequence or min(sequence, longest))
         lengths = random.integers(1, shape[1] + 1, shape[0])

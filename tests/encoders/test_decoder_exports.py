@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from skrr_export.bundle import Bundle
 from skrr_export.outputs import LAST, Output
-from skrr_export.pipelines import PRESETS, Preset
+from skrr_export.pipelines import Preset
 from skrr_export.plan import Plan
 from skrr_export.targets import open_target
 from skrr_export.targets.onnx.session import OnnxSession
@@ -58,11 +58,7 @@ def export(
     preset = Preset(
         name="test", max_length=512, padding="longest", masked=masked, reads_padding=True, outputs=tuple(outputs)
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, preset.name, preset)
-        return bundles.export(
-            checkpoint, directory / "bundle", plan=Plan(family, tuple(sources)), pipeline=preset.name, **options
-        )
+    return bundles.export(checkpoint, directory / "bundle", plan=Plan(family, tuple(sources)), preset=preset, **options)
 
 
 def inputs(bundle: Bundle, shape: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:

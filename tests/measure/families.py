@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -17,12 +16,11 @@ from skrr_export.bundle import Bundle
 from skrr_export.dtypes import FP32
 from skrr_export.encoders import bundle_encoder
 from skrr_export.encoders.module import FunctionalEncoder
-from skrr_export.exporting import ExportOptions, export_checkpoint
 from skrr_export.outputs import LAST, Output
-from skrr_export.pipelines import PRESETS, Preset
+from skrr_export.pipelines import Preset
 from skrr_export.plan import Plan
 from skrr_export.targets.base import Arrays, Ids, Session
-from tests import reference
+from tests import bundles, reference
 from tests.bundles import soften
 from tests.checkpoints import bert_checkpoint, t5_checkpoint
 from tests.families import clip, decoders
@@ -103,11 +101,7 @@ def export(
     usual = {"name": "test", "max_length": 60, "padding": "longest", "masked": True, "reads_padding": False}
     preset = Preset(**{**usual, "outputs": tuple(outputs), **fields})
     plan = None if sources is None else Plan(kind.family, tuple(sources))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, preset.name, preset)
-        return export_checkpoint(
-            checkpoint, directory, ExportOptions(pipeline=preset.name, plan=plan, replace=True, **options)
-        ).bundle
+    return bundles.export(checkpoint, directory, plan=plan, preset=preset, **options)
 
 
 def true_output(
