@@ -43,6 +43,16 @@ def remembered_traces() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def without_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the machine's own speed out of a measurement: it takes longer than small encoders do."""
+    from skrr_export import measuring
+    from skrr_export.measure.record import Hardware
+
+    nothing = Hardware(copy_bytes_per_second=None, matmul_flops_per_second={})
+    monkeypatch.setattr(measuring, "measure_hardware", lambda *_: nothing)
+
+
 def _fingerprint(module: Any) -> str:
     """Everything a module's `forward` can depend on: the modules in it, their settings, their parameters' shapes."""
     modules = [

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from skrr_export import measuring
 from skrr_export.bundle import Bundle, open_bundle
 from skrr_export.errors import BundleError, CheckpointError, InputError
-from skrr_export.measure.record import STAGES, Hardware, Measurement, SubjectRecord
+from skrr_export.measure.record import STAGES, Measurement, SubjectRecord
 from skrr_export.measure.subjects import Subject
 from skrr_export.measure.worker import Opener
 from skrr_export.measuring import MeasureOptions, measure_bundle
@@ -72,11 +72,9 @@ def whole(planned: Bundle, t5: Path, projection: Path) -> Measurement:
 
 
 @pytest.fixture
-def targets_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def targets_only(without_hardware: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave PyTorch and the machine out of a measurement, which take most of its time."""
     every = measuring.subjects_of
-    nothing = Hardware(copy_bytes_per_second=None, matmul_flops_per_second={})
-    monkeypatch.setattr(measuring, "measure_hardware", lambda *_: nothing)
     monkeypatch.setattr(
         measuring, "subjects_of", lambda *a, **b: (one for one in every(*a, **b) if one.role == "target")
     )
@@ -184,6 +182,7 @@ def test_weights_are_counted_dense_and_under_the_plan(whole: Measurement, planne
     assert subject(whole, "pt2").weights_bytes == 4 * manifest.kept_parameters
 
 
+@pytest.mark.usefixtures("without_hardware")
 def test_without_a_reference_there_is_no_dense_encoder_and_no_loss(planned: Bundle) -> None:
     found = measure_bundle(planned, MeasureOptions(**QUICK))
     assert [one.name for one in found.subjects] == ["torch-plan", "onnx"]

@@ -42,6 +42,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
     return stand_in
 
 
+@pytest.mark.usefixtures("without_hardware")
 def test_a_bundle_is_measured_reported_and_compared(run: Run, bundle: Path, t5: Path, tmp_path: Path) -> None:
     html, document = tmp_path / "report.html", tmp_path / "report.json"
     result = run("measure", bundle, "--reference", t5, *QUICK, "--html", html, "--json", document)

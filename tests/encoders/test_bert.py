@@ -64,7 +64,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 def test_any_plan_equals_transformers(shape: str, masked: bool, checkpoints: Checkpoints, tmp_path: Path) -> None:
     longest = {**BERT_DIMENSIONS, **SHAPES[shape]}["max_position_embeddings"]
 
-    @examples(20)
+    @examples(8)
     @given(
         sources=st.integers(1, 6).flatmap(plans),
         batch=st.integers(1, 4),

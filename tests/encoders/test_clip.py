@@ -105,7 +105,7 @@ def _errors(
 def test_any_plan_equals_transformers(shape: str, masked: bool, checkpoints: Checkpoints, tmp_path: Path) -> None:
     longest = {**CLIP_DIMENSIONS, **SHAPES[shape]}["max_position_embeddings"]
 
-    @examples(10)
+    @examples(6)
     @given(
         sources=st.integers(1, 6).flatmap(plans),
         batch=st.integers(1, 4),

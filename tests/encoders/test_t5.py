@@ -68,7 +68,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
 def test_any_plan_equals_transformers(shape: str, masked: bool, checkpoints: Checkpoints, tmp_path: Path) -> None:
-    @examples(12)
+    @examples(8)
     @given(
         sources=st.integers(1, 6).flatmap(plans),
         batch=st.integers(1, 4),

@@ -49,7 +49,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pat
 
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
 def test_any_plan_equals_transformers(masked: bool, checkpoints: Callable[[int], Path], tmp_path: Path) -> None:
-    @examples(8)
+    @examples(6)
     @given(
         sources=st.integers(1, 5).flatmap(plans),
         batch=st.integers(1, 4),

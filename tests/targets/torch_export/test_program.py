@@ -55,7 +55,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@examples(3)
+@examples(2)
 @given(sources=plans(4))
 def test_random_plans_equal_transformers(
     sources: Sources, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
