@@ -161,8 +161,7 @@ if workers.rank == 1:
         workers.agree(None)
     except SkrrError as error:
         print(type(error).__name__, " ".join(str(error).split()))
-else:
-    workers.leave()
+workers.leave()  # as a search does, however it ends: a thread of gloo's that outlives the interpreter aborts it
 """
 
 
