@@ -1,5 +1,6 @@
 # make demo   set up, then the whole job on real trained weights
-# make test   set up, then lint, types and all tests
+# make test   set up, then lint, types and all tests but a few
+# make slow   set up, then those few, which take half a minute each
 # make cpp    set up, then build the C++ runtime into build/cpp/prefix, with this environment's libraries
 # make bench  set up, then the benchmarks for a CPU and the README's tables; 1.5 hours on 2 idle cores, 30 GB of disk
 VENV ?= .venv
@@ -7,13 +8,16 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test cpp bench lint clean
+.PHONY: demo test slow cpp bench lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo.py -o demo-output
 
 test: lint
 	$(BIN)/python -m pytest
+
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
 
 cpp: $(INSTALLED)
 	$(BIN)/python -m tests.runtimes.cpp.building build/cpp

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from skrr_export.measure.comparing import read_measurement
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
     shape = ["--layers", "2", "--width", "64", "--sequence", "16", "--batch", "1", "--runs", "2"]
     chosen = ["--plans", "planned", "--subjects", "onnx", "--no-dense", "--device", "cpu"]

@@ -83,6 +83,7 @@ def test_weights_are_stored_once_and_not_in_the_package(bundle: Bundle, t5: Path
             assert table[-1024:] not in archive.read(entry)
 
 
+@pytest.mark.slow
 def test_package_size_does_not_go_with_the_width(bundle: Bundle, tmp_path: Path) -> None:
     wide = t5_checkpoint(tmp_path / "wide", layers=1, d_model=256, d_ff=1024, vocab_size=4000)
     made = export(wide, tmp_path / "b", targets=("aoti",))

@@ -86,6 +86,7 @@ def test_bert(tmp_path: Path) -> None:
     assert bundle.manifest.targets[RTX]["profile"] == "1x1:1x71:8x71"
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_an_encoder_of_the_size_of_clip(tmp_path: Path) -> None:
     """12 layers x 768, 49,408 words, 77 tokens, as CLIP-L's text encoder; a BERT, for CLIP is no family of ours yet."""
