@@ -1,0 +1,97 @@
+"""What a text-to-image model is asked, and whether its image shows it: the six categories of GenEval.
+
+GenEval (Ghosh, Hajishirzi, Schmidt, 2023) asks for objects, and has a detector look for them. Here a shape stands for
+an object, and `images.read` for the detector. As there, other things may be in the image too, but for counting.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from skrr_export.demo.captions import caption
+from skrr_export.demo.images import Image, read
+from skrr_export.demo.world import Kind, Relation, Thing, draw_scene, is_held_out, is_held_out_relation, relation
+
+_KINDS: dict[str, tuple[Kind, ...]] = {
+    "single object": ("single",),
+    "two objects": ("pair",),
+    "counting": ("alike",),
+    "colours": ("single",),
+    "position": ("pair", "pair", "pair", "pair", "inside"),
+    "colour attribution": ("pair",),
+}
+_SAY_COLOURS = ("colours", "colour attribution")
+CATEGORIES = tuple(_KINDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A prompt, and what its image must show."""
+
+    prompt: str
+    category: str
+    wanted: tuple[tuple[str, str | None], ...]
+    """Shapes, each with its colour if that was said; as often as it must be there."""
+    where: Relation | None = None
+    """Where the first is as seen from the second."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether nothing that is said is held out of training."""
+        if any(colour is not None and is_held_out(shape, colour) for shape, colour in self.wanted):
+            return False
+        return self.where is None or not is_held_out_relation(self.wanted[0][0], self.where, self.wanted[1][0])
+
+    def is_met(self, image: Image) -> bool:
+        """Whether an image, uint8 `[SIDE, SIDE, 3]`, shows what was asked."""
+        things = read(image).things
+        if self.category == "counting":
+            return Counter(thing.shape for thing in things) == Counter(shape for shape, _ in self.wanted)
+        found = [[thing for thing in things if _is(thing, *wanted)] for wanted in self.wanted]
+        if self.where is None:
+            return all(found)
+        first, second = found
+        return any(relation(one, other) == self.where for one in first for other in second)
+
+
+def draw_tasks(seed: int, count: int) -> list[Task]:
+    """Draw prompts; in half of those that say colours or places, something said is held out of training.
+
+    Args:
+        seed: two seeds give two sets.
+        count: tasks in each category.
+    """
+    random = Random(f"tasks {seed}")  # noqa: S311
+    return [_draw(category, random, is_trained=index % 2 == 0) for category in CATEGORIES for index in range(count)]
+
+
+def _draw(category: str, random: Random, *, is_trained: bool) -> Task:
+    chances, relate = {"colour": float(category in _SAY_COLOURS)}, float(category == "position")
+    while True:
+        scene = draw_scene(random.choice(_KINDS[category]), random)
+        things = scene.things
+        wanted = tuple((thing.shape, thing.colour if chances["colour"] else None) for thing in things)
+        where = relation(*things) if relate and len(things) == 2 else None
+        task = Task(caption(scene, random, chances=chances, relate=relate), category, wanted, where)
+        if not (chances["colour"] or relate) or task.is_trained == is_trained:
+            return task
+
+
+def score(tasks: Sequence[Task], images: Iterable[Image]) -> dict[str, float]:
+    """The share of tasks that their images meet, in each category.
+
+    Returns:
+        By category; `overall` is the mean of them, as in GenEval.
+    """
+    met: dict[str, list[bool]] = {}
+    for task, image in zip(tasks, images, strict=True):
+        met.setdefault(task.category, []).append(task.is_met(image))
+    shares = {category: sum(results) / len(results) for category, results in met.items()}
+    return {**shares, "overall": sum(shares.values()) / len(shares)}
+
+
+def _is(thing: Thing, shape: str, colour: str | None) -> bool:
+    return thing.shape == shape and colour in {None, thing.colour}
