@@ -1,0 +1,57 @@
+"""Stage one: the text encoder learns what captions say, before it has seen an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import torch
+from training import Trainer
+from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
+from words import CHUNK, batches, lessons, padded
+
+from skrr_export.demo.world import Scene
+
+WIDTH = 128
+BATCH = 128
+RATE = 2e-3
+
+
+def configuration(tokenizer: T5Tokenizer) -> T5Config:
+    """T5 v1.1, small: the share of its feed-forwards in a layer is that of T5-XXL."""
+    return T5Config(
+        vocab_size=-(-len(tokenizer) // 8) * 8,
+        d_model=WIDTH,
+        d_kv=32,
+        num_heads=4,
+        d_ff=320,
+        num_layers=12,
+        num_decoder_layers=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+
+
+def pretrain(tokenizer: T5Tokenizer, scenes: Sequence[Scene], steps: int, state: Path) -> T5EncoderModel:
+    """Train with a small decoder, which is left behind."""
+    model = T5ForConditionalGeneration(configuration(tokenizer))
+    trainer = Trainer({"model": model}, {"model": RATE}, steps, state)
+    while trainer.done < steps:
+        random = Random(f"lessons {trainer.done}")
+        questions, answers = lessons(random.choices(scenes, k=BATCH * CHUNK), tokenizer, random)
+        for batch in batches(questions, BATCH, random):
+            labels = padded([answers[row] for row in batch.rows], -100)
+            with torch.autocast("cpu", torch.bfloat16):
+                result = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels)
+            trainer.step(result.loss)
+            if trainer.done == steps:
+                break
+    encoder = T5EncoderModel(model.config)
+    weights = trainer.averages["model"].state_dict()
+    encoder.load_state_dict(
+        {name: weight for name, weight in weights.items() if name.startswith(("shared", "encoder"))}
+    )
+    return encoder

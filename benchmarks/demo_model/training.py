@@ -1,0 +1,88 @@
+"""Training steps that both stages share: optimiser, schedule, averages of the weights, and going on after a stop."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+WARM_UP = 100
+"""Steps until the full learning rate."""
+COOL_DOWN = 0.4
+"""Share of the steps over which it falls to nothing at the end."""
+SAVED_EVERY = 480
+"""Steps; a multiple of the chunks that examples are drawn in, so that a run that goes on learns the same."""
+
+
+class Trainer:
+    """Modules under training, an average of their weights, and how far they are."""
+
+    def __init__(self, modules: dict[str, nn.Module], rates: dict[str, float], steps: int, state: Path) -> None:
+        """Prepare, or go on where an earlier run stopped.
+
+        Args:
+            modules: by name.
+            rates: the learning rate of each.
+            steps: of the whole training.
+            state: file for going on.
+        """
+        self.modules, self.steps, self.done = modules, steps, 0
+        self.averages = {name: copy.deepcopy(module).eval() for name, module in modules.items()}
+        self._state, self._started, self._losses = state, time.monotonic(), list[float]()
+        groups = [{"params": list(module.parameters()), "lr": rates[name]} for name, module in modules.items()]
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        self._optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate)
+        if state.exists():
+            self._load()
+
+    def _rate(self, step: int) -> float:
+        return min(1.0, (step + 1) / WARM_UP, (self.steps - step) / (COOL_DOWN * self.steps))
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Learn from one batch."""
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimiser.step()
+        self._schedule.step()
+        self._optimiser.zero_grad()
+        self._average()
+        self.done += 1
+        self._losses.append(loss.item())
+        if self.done % 100 == 0:
+            seconds = (time.monotonic() - self._started) / len(self._losses)
+            mean = sum(self._losses[-100:]) / len(self._losses[-100:])
+            print(f"step {self.done} of {self.steps}: loss {mean:.4f}, {seconds:.2f} s a step", flush=True)
+        if self.done % SAVED_EVERY == 0 or self.done == self.steps:
+            self._save()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        share = max(0.002, 1 / (self.done + 10)) if self.done > 10 else 1.0
+        for name, module in self.modules.items():
+            averages, parameters = list(self.averages[name].parameters()), list(module.parameters())
+            torch._foreach_lerp_(averages, parameters, share)
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            **{f"module {name}": module for name, module in self.modules.items()},
+            **{f"average {name}": module for name, module in self.averages.items()},
+            "optimiser": self._optimiser,
+            "schedule": self._schedule,
+        }
+
+    def _save(self) -> None:
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        partial = self._state.with_suffix(".partial")
+        torch.save({"done": self.done, "states": states}, partial)
+        partial.replace(self._state)
+
+    def _load(self) -> None:
+        saved = torch.load(self._state)
+        for name, part in self._parts().items():
+            part.load_state_dict(saved["states"][name])
+        self.done = saved["done"]

@@ -1,0 +1,114 @@
+"""Texts for the encoder: its tokenizer, and the two tasks that it learns language by."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+import torch
+from torch import Tensor
+from transformers import T5Tokenizer
+
+from skrr_export.demo.captions import caption
+from skrr_export.demo.world import Scene, relation
+
+SENTINELS = 32
+"""Tokens that stand for what span corruption took out; T5 has 100."""
+CHUNK = 16
+"""Batches that are drawn at once and sorted by length, so that few tokens are padding."""
+_SPELLED = -14.0
+"""Log-probability of a single character: a word that the captions lack is spelled."""
+
+
+def train_tokenizer(captions: Iterable[str]) -> T5Tokenizer:
+    """A T5 tokenizer whose pieces are the words of captions, by how often they occur, and single characters."""
+    words = Counter(word for text in captions for word in _spaced(text).split())
+    total = words.total()
+    pieces = [(word if word in ",." else f"▁{word}", math.log(count / total)) for word, count in words.most_common()]
+    known = {piece for piece, _ in pieces}
+    pieces += [(character, _SPELLED) for character in f"▁{_CHARACTERS}" if character not in known]
+    sentinels = [(f"<extra_id_{index}>", 0.0) for index in reversed(range(SENTINELS))]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return T5Tokenizer(vocab=special + pieces + sentinels, extra_ids=SENTINELS, model_max_length=512)
+
+
+_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
+
+
+def _spaced(text: str) -> str:
+    return text.replace(".", " .").replace(",", " ,")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Token ids of one training step."""
+
+    input_ids: Tensor
+    """int64 `[batch, sequence]`, padded with 0."""
+    rows: list[int]
+    """Which of the drawn examples they are."""
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """int64 `[batch, sequence]`."""
+        return (self.input_ids != 0).long()
+
+
+def batches(ids: Sequence[Sequence[int]], size: int, random: Random) -> Iterator[Batch]:
+    """Batches of texts that are about as long, in random order."""
+    order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
+    groups = [order[start : start + size] for start in range(0, len(order), size)]
+    for group in random.sample(groups, len(groups)):
+        yield Batch(padded([ids[index] for index in group], 0), group)
+
+
+def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """Rows as one tensor `[rows, longest]`."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
+
+
+def lessons(scenes: Sequence[Scene], tokenizer: T5Tokenizer, random: Random) -> tuple[list[list[int]], list[list[int]]]:
+    """What the encoder reads and the decoder shall answer: half span corruption, half saying what a caption is of."""
+    end = tokenizer.eos_token_id
+    sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{index}>" for index in range(SENTINELS)])
+    captions = tokenizer([caption(scene, random) for scene in scenes], add_special_tokens=False).input_ids
+    facts = tokenizer([describe(scene) for scene in scenes], add_special_tokens=False).input_ids
+    questions, answers = [], []
+    for text, fact in zip(captions, facts, strict=True):
+        question, answer = _corrupt(text, sentinels, random) if random.random() < 0.5 else (text, fact)
+        questions.append([*question, end])
+        answers.append([*answer, end])
+    return questions, answers
+
+
+def describe(scene: Scene) -> str:
+    """All there is to say of a scene, in one fixed way."""
+    things = sorted(scene.things, key=lambda thing: (thing.shape, thing.x, thing.y))
+    looks = [f"{thing.size} {thing.texture} {thing.colour} {thing.shape}" for thing in things]
+    places = [relation(one, other) or "with" for one, other in pairwise(things)]
+    words = [word for look, place in zip(looks, [*places, "on"], strict=True) for word in (look, place)]
+    return " ".join([*words, scene.background])
+
+
+def _corrupt(ids: Sequence[int], sentinels: Sequence[int], random: Random) -> tuple[list[int], list[int]]:
+    """Take spans of one to three tokens out, about a fifth of all, and ask for them."""
+    starts = set(random.sample(range(len(ids)), max(1, len(ids) // 10)))
+    question: list[int] = []
+    answer: list[int] = []
+    index = used = 0
+    while index < len(ids):
+        if index in starts and used < len(sentinels):
+            length = random.randint(1, 3)
+            question.append(sentinels[used])
+            answer += [sentinels[used], *ids[index : index + length]]
+            index, used = index + length, used + 1
+        else:
+            question.append(ids[index])
+            index += 1
+    return question, answer
