@@ -31,10 +31,14 @@ def picture(methods: Mapping[str, Sequence[Point]]) -> str:
         )
         for number, (name, points) in enumerate(methods.items())
     ]
-    sheet = (files("skrr_export.page") / "plan.css").read_text(encoding="utf-8")
-    style = element("style", Markup(f"{sheet}{FONT}"))
+    style = element("style", Markup(f"{sheets()}{FONT}"))
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDE.width}" height="{WIDE.height}" '
     return chart(lines, WIDE).replace("<svg ", opening, 1).replace(">", f">{style}", 1) + "\n"
+
+
+def sheets() -> str:
+    """The styles of a plan's page, colours first."""
+    return "".join((files("skrr_export.page") / name).read_text(encoding="utf-8") for name in ("page.css", "plan.css"))
 
 
 def _family(name: str) -> str:
