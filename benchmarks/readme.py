@@ -325,6 +325,66 @@ def quality_table(work: Path) -> str:
     return table(columns, methods, f"{surroundings(document)}.")
 
 
+def skrr_table(work: Path) -> str:
+    """Of skrr.py: scores of every method's images, by the best mean first; and how well D tells them."""
+    document = read_records(work, "skrr")
+    kinds: dict[str, list[Document]] = {}
+    for record in document["records"]:
+        kinds.setdefault(record["kind"], []).append(record)
+    [dense], plans, ways = kinds["dense"], kinds["method"], kinds["correlation"]
+    sparsities = list(dict.fromkeys(plan["sparsity"] for plan in plans))
+    found = {(plan["subject"], plan["sparsity"]): plan for plan in plans}
+
+    def each(row: Document, cell: Callable[[Document], str]) -> str:
+        if row is dense:
+            return ""
+        return " / ".join(cell(found[row["subject"], sparsity]) for sparsity in sparsities)
+
+    def mean_score(name: str) -> float:
+        return statistics.mean(found[name, sparsity]["score"]["value"] for sparsity in sparsities)
+
+    names = sorted(dict.fromkeys(name for name, _ in found), key=mean_score, reverse=True)
+    rows = [dense, *({"subject": name} for name in names)]
+    columns: list[Column] = [
+        ("method", lambda row: bold(row["subject"], ours=row["subject"] == "skrr+")),
+        ("parameters gone", lambda row: each(row, lambda plan: number(plan["reached"], "{:.1%}"))),
+        *(
+            (
+                f"score at {sparsity:.0%}",
+                lambda row, at=sparsity: _estimate((row if row is dense else found[row["subject"], at])["score"]),
+            )
+            for sparsity in sparsities
+        ),
+        ("image distance", lambda row: each(row, lambda plan: number(plan["distance"]["value"], "{:.3f}"))),
+        ("D", lambda row: each(row, lambda plan: number(plan["discrepancies"][ways[0]["subject"]], "{:.2g}"))),
+    ]
+    apart = max(max(plan["by_draw"]) - min(plan["by_draw"]) for plan in (dense, *plans))
+    tasks = f"{dense['tasks']} tasks in {len(dense['by_draw'])} draws, whose scores are {apart:.2f} apart at most"
+    return f"{table(columns, rows, '')}{_correlations(ways, tasks, document)}"
+
+
+def _correlations(records: Sequence[Document], tasks: str, document: Document) -> str:
+    """How well each way to take D ranks plans as their images do."""
+
+    def beyond(row: Document) -> str:
+        return "" if row is records[0] else _estimate(row["beyond_paper"], "{:+.2f}")
+
+    columns: list[Column] = [
+        ("D, taken", lambda row: row["subject"]),
+        ("rank correlation with the score", lambda row: _estimate(row["score"])),
+        ("stronger than the first", beyond),
+        ("at one sparsity", lambda row: number(row["score_within_sparsity"])),
+        ("with the image distance", lambda row: _estimate(row["distance"])),
+    ]
+    return table(columns, records, f"{records[0]['plans']} plans; {tasks}. {surroundings(document)}.")
+
+
+def _estimate(value: Document, form: str = "{:.2f}") -> str:
+    """A number and its interval."""
+    shown, low, high = (form.format(value[name]) for name in ("value", "low", "high"))
+    return f"{shown} ({low} to {high})"
+
+
 def cpp_table(work: Path) -> str:
     """Of serve.py --part cpp: the C++ runtime beside the Python session."""
     document = read_passed(work, "serve-cpp")

@@ -163,6 +163,15 @@ class StagedDirectory:
         """A folder of the directory."""
         return StagedFolder(self, f"{name}/")
 
+    def path(self, name: str) -> Path:
+        """Where in the directory something can lie that writes itself to a path, such as a staged directory in it.
+
+        A process that is killed leaves it behind, for the next one to sweep.
+        """
+        with disk_errors(self.target):
+            self._make_directory()
+        return self.directory / name
+
     def link(self, name: str, source: Path) -> None:
         """Add a file that exists, by a hard link, so that it takes no space and is cached once; else by a copy."""
         with disk_errors(self.target):

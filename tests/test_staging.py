@@ -120,6 +120,26 @@ def test_a_file_can_be_filled_piece_by_piece(target: Path) -> None:
 
 
 @pytest.mark.usefixtures("either_way")
+def test_what_writes_itself_to_a_path_comes_along(parent: Path, target: Path) -> None:
+    with stage(target) as staged:
+        with StagedDirectory(staged.path("inner"), replace=False, marker=MARKER) as inner:
+            inner.write(MARKER, b"inner")
+            inner.write("weights", b"inner weights")
+        assert not target.exists()
+        assert (staged.path("inner") / "weights").read_bytes() == b"inner weights"
+        staged.write(MARKER, b"outer")
+    inside = {"inner": None, f"inner/{MARKER}": b"inner", "inner/weights": b"inner weights"}
+    assert contents(target) == {MARKER: b"outer", **inside}
+    assert names(parent) == ["bundle"]
+
+
+def test_an_error_removes_what_wrote_itself_to_a_path(parent: Path, target: Path) -> None:
+    staged = stage(target)
+    with pytest.raises(KeyboardInterrupt):
+        attempt(staged, lambda: (staged.path("file").write_bytes(b"x"), throw(KeyboardInterrupt())()))
+    assert names(parent) == []
+
+
 def test_a_file_that_exists_is_linked(parent: Path, target: Path) -> None:
     (parent / "source").write_bytes(b"weights")
     (parent / "symbolic").symlink_to("source")

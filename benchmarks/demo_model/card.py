@@ -16,8 +16,8 @@ CARD = """\
 # The demo's text-to-image model
 
 A T5 v1.1 text encoder ({encoder:,} parameters, 12 layers of 128, `text_encoder/`, `tokenizer/`) and a PixArt
-transformer on pixels ({denoiser:,} parameters, 6 layers of 192, patches of 8 pixels, `transformer/`, `scheduler/`),
-both in bf16. They draw scenes of one to three coloured shapes, 32 pixels each way, and exist to show what
+transformer on pixels ({denoiser:,} parameters, 6 layers of 192, patches of 10 pixels, `transformer/`, `scheduler/`),
+both in bf16. They draw scenes of one to three coloured shapes, 40 pixels each way, and exist to show what
 `skrr-export` does to an encoder.
 
 - **Data**: 60,000 scenes that `skrr_export.demo.world` draws from seed 0, each captioned anew every time by the

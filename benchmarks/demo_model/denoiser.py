@@ -16,9 +16,9 @@ from words import CHUNK, batches
 
 from skrr_export.demo.captions import caption
 from skrr_export.demo.images import draw
-from skrr_export.demo.world import SIDE, Scene
+from skrr_export.demo.world import CELL, SIDE, Scene
 
-HEADS, HEAD_WIDTH, LAYERS, PATCH = 4, 48, 6, 8
+HEADS, HEAD_WIDTH, LAYERS, PATCH = 4, 48, 6, CELL
 CAPTIONS = 64
 """Captions in a step."""
 NOISES = 4
@@ -27,7 +27,7 @@ EMPTY = 0.1
 """Share of captions that are the empty prompt, which guidance needs."""
 RATES = {"encoder": 5e-4, "denoiser": 1e-3}
 NOISE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
-"""The denoiser predicts the image itself, which is simple; noise in patches of 192 numbers is not."""
+"""The denoiser predicts the image itself, which is simple; noise in patches of 300 numbers is not."""
 HEAVIEST = 5.0
 """Weight of nearly clean images, whose errors are small, against 1 for noise."""
 

@@ -8,20 +8,20 @@ from itertools import count, permutations
 from random import Random
 from typing import Literal
 
-SIDE = 32
+CELL = 10
+"""Pixels of a cell, each way: things stand on a grid, so that what is hard about an image is what to draw, not how."""
+SIDE = 4 * CELL
 """Pixels of an image, each way."""
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 TEXTURES = ("plain", "striped", "checked")
 BACKGROUNDS = ("black", "grey", "white")
-DIAMETERS = {"small": 9, "large": 13, "huge": 19}
-"""Pixels across, by size. Only what holds another thing is huge."""
+SPANS = {"small": 1, "large": 2, "huge": 3}
+"""Cells across, by size. Only what holds another thing is huge."""
+DIAMETERS = {size: span * CELL - 1 for size, span in SPANS.items()}
+"""Pixels across: what stands in the next cell does not touch."""
 CONTAINERS = ("circle", "square", "diamond", "ring")
 """Shapes that a small thing fits into when they are huge."""
-LATTICE = 4
-"""Centres are a multiple of this many pixels apart."""
-GAP = 2
-"""Pixels between the boxes of two things at least."""
 
 Kind = Literal["single", "alike", "pair", "inside", "triple"]
 Relation = Literal["left of", "right of", "above", "below", "inside"]
@@ -165,13 +165,13 @@ def _placed(random: Random, looks: list[Look]) -> Scene | None:
 
 def _position(random: Random, size: str) -> int:
     """Where the centre of a thing may be, in either direction."""
-    radius = DIAMETERS[size] // 2
-    return random.randrange(radius + -radius % LATTICE, SIDE - radius, LATTICE)
+    first = random.randrange(SIDE // CELL - SPANS[size] + 1)
+    return first * CELL + DIAMETERS[size] // 2
 
 
 def _are_apart(one: Thing, other: Thing) -> bool:
     across, down = abs(one.x - other.x), abs(one.y - other.y)
-    return max(across, down) > one.radius + other.radius + GAP and across != down
+    return max(across, down) > one.radius + other.radius and across != down
 
 
 _KINDS: dict[Kind, Callable[[Random], Scene | None]] = {

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
+_VOID = ("img",)
+"""Elements that have no content, and no end."""
 _TIMES, _MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -29,7 +31,8 @@ def element(name: str, *content: str, **attributes: str | float | None) -> Marku
         for key, value in attributes.items()
         if value is not None
     )
-    return Markup(f"<{name}{written}>{joined(content)}</{name}>")
+    end = "" if name in _VOID else f"{joined(content)}</{name}>"
+    return Markup(f"<{name}{written}>{end}")
 
 
 def joined(parts: Iterable[str], separator: str = "") -> Markup:

@@ -18,19 +18,21 @@ _HASH = re.compile("[0-9a-f]{64}")
 _LAYOUT = re.compile("([\n\t])")
 
 
-def document(title: str, body: Markup, styles: Sequence[str]) -> str:
+def document(title: str, body: Markup, styles: Sequence[str], *, images: bool = False) -> str:
     """A whole page, which needs no network and no script.
 
     Args:
         title: of the browser's window.
         body: what is on the page.
         styles: names of style sheets of this package, the more general first.
+        images: whether it may show images, which it then holds itself.
     """
+    policy = f"{_POLICY}; img-src data:" if images else _POLICY
     sheets = [resources.files("skrr_export.page").joinpath(name).read_text(encoding="utf-8") for name in styles]
     head = joined(
         [
             Markup('<meta charset="utf-8">'),
-            Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+            Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
             Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
             Markup('<meta name="color-scheme" content="light dark">'),
             element("title", title),

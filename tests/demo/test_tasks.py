@@ -111,7 +111,7 @@ def test_places_must_not_be_swapped() -> None:
         (first, second) = shown(task).things
         swapped = (replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y))
         if task.where == "inside":
-            swapped = (replace(first, size="large", x=8, y=8), replace(second, size="small", x=24, y=12))
+            swapped = (replace(first, size="large", x=9, y=9), replace(second, size="small", x=30, y=14))
         assert not is_met(task, Scene(swapped, "black"))
 
 

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from skrr_export.demo.world import (
     BACKGROUNDS,
+    CELL,
     COLOURS,
     CONTAINERS,
     DIAMETERS,
-    GAP,
-    LATTICE,
     OPPOSITES,
     SHAPES,
     SIDE,
@@ -58,7 +57,7 @@ def test_relations_of_places(one: tuple[int, int], other: tuple[int, int], where
     assert relation(thing(x=one[0], y=one[1]), thing(x=other[0], y=other[1])) == where
 
 
-@pytest.mark.parametrize(("x", "where"), [(16, "inside"), (21, "inside"), (22, "right of")])
+@pytest.mark.parametrize(("x", "where"), [(16, "inside"), (26, "inside"), (27, "right of")])
 def test_a_thing_is_inside_another_when_its_box_is(x: int, where: str) -> None:
     assert relation(thing(x=x), thing(size="huge")) == where
 
@@ -82,12 +81,12 @@ def test_things_lie_within_the_image_and_apart_or_one_inside_the_other(scene: Sc
     for each in scene.things:
         assert each.radius <= min(each.x, each.y)
         assert max(each.x, each.y) + each.radius < SIDE
-        assert each.x % LATTICE == each.y % LATTICE == 0
+        assert (each.x - each.radius) % CELL == (each.y - each.radius) % CELL == 0
         assert (each.shape in SHAPES, each.colour in COLOURS, each.texture in TEXTURES) == (True,) * 3
     assert scene.background in BACKGROUNDS
     for one, other in combinations(scene.things, 2):
         between = max(abs(one.x - other.x), abs(one.y - other.y)) - one.radius - other.radius - 1
-        assert between >= GAP or relation(one, other) == "inside"
+        assert between >= 1 or relation(one, other) == "inside"
         assert relation(one, other) is not None  # never on a diagonal: a caption can always say where it is
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
-VOID = {"meta"}
+VOID = {"meta", "img"}
 
 
 class Reader(HTMLParser):

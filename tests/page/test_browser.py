@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from skrr_export.demo.report import page as demo_report
 from skrr_export.page import measurement as report
 from skrr_export.page import plan as plan_page
+from tests.demo.reports import demo, images
 from tests.page.browser import NAMES, Page, browser, find_browser
 from tests.page.measurements import EXAMPLES
 from tests.page.provenances import provenance
@@ -19,6 +21,7 @@ PROGRAM = find_browser()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=f"no browser is installed: {', '.join(NAMES)}")
 
 PAGES = {
+    "demo": lambda: demo_report.page(demo(), images()),
     "plan": lambda: plan_page.page(plan(), {"other.json": plan(provenance("laco"))}),
     **{name: (lambda make=make: report.page(make())) for name, make in EXAMPLES.items()},
 }

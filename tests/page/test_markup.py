@@ -33,6 +33,10 @@ def test_markup_is_taken_as_it_is() -> None:
     assert joined([Markup("<br>"), "<br>"], ", ") == "<br>, &lt;br&gt;"
 
 
+def test_an_image_has_no_end() -> None:
+    assert element("img", src="data:", alt='"') == '<img src="data:" alt="&quot;">'
+
+
 def test_attributes_are_named_as_in_html() -> None:
     assert element("line", x1=1.5, class_="a", stroke_dasharray="5 4", title=None) == (
         '<line x1="1.5" class="a" stroke-dasharray="5 4"></line>'
