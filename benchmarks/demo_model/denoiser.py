@@ -22,7 +22,7 @@ HEADS, HEAD_WIDTH, LAYERS, PATCH = 4, 48, 6, CELL
 CAPTIONS = 64
 """Captions in a step."""
 NOISES = 4
-"""Noisy versions of each one's image: a pass of the encoder costs as much as two of the denoiser's."""
+"""Noisy versions of each one's image: a pass of the encoder costs about as much as drawing one of them."""
 EMPTY = 0.1
 """Share of captions that are the empty prompt, which guidance needs."""
 RATES = {"encoder": 5e-4, "denoiser": 1e-3}

@@ -95,11 +95,12 @@ def _box(x: int, y: int, radius: int) -> tuple[slice, slice]:
 @cache
 def _palette() -> tuple[NDArray[np.float32], NDArray[np.int64], Mask]:
     """Every colour there is, the index of its hue (backgrounds count down from -1), and whether it is bright."""
-    entries = [(_RGB[name], index, True) for index, name in enumerate(COLOURS)]
-    entries += [(tuple(_DARK * part for part in _RGB[name]), index, False) for index, name in enumerate(COLOURS)]  # type: ignore[misc]
-    entries += [(_RGB[name], -1 - index, True) for index, name in enumerate(BACKGROUNDS)]
-    colours, hues, bright = zip(*entries, strict=True)
-    return np.array(colours, np.float32), np.array(hues), np.array(bright)
+    tones = [(name, index, 1.0) for index, name in enumerate(COLOURS)]
+    tones += [(name, index, _DARK) for index, name in enumerate(COLOURS)]
+    tones += [(name, -1 - index, 1.0) for index, name in enumerate(BACKGROUNDS)]
+    names, hues, brightness = zip(*tones, strict=True)
+    colours = np.array([_RGB[name] for name in names]) * np.array(brightness)[:, None]
+    return colours.astype(np.float32), np.array(hues), np.array(brightness) == 1
 
 
 def _classify(image: Image) -> tuple[NDArray[np.int64], Mask]:
@@ -129,7 +130,7 @@ def _recognise(component: Mask, hues: NDArray[np.int64], bright: Mask, colour: i
 
 def _candidates(component: Mask, hidden: Mask, x: int, y: int) -> list[tuple[float, str, str, tuple[int, int]]]:
     """How well each template fits about there, within the image."""
-    found = []
+    found, area = [], int(component.sum())
     for size, diameter in DIAMETERS.items():
         radius = diameter // 2
         inside = range(radius, SIDE - radius)
@@ -137,7 +138,7 @@ def _candidates(component: Mask, hidden: Mask, x: int, y: int) -> list[tuple[flo
             if at_x not in inside or at_y not in inside:
                 continue
             box = _box(at_x, at_y, radius)
-            outside = int(component.sum() - component[box].sum())
+            outside = area - int(component[box].sum())
             for shape in SHAPES:
                 mask = template(shape, size) & ~hidden[box]
                 both, either = int((mask & component[box]).sum()), int((mask | component[box]).sum()) + outside

@@ -196,7 +196,7 @@ class _Drawing:
 
 def _draw(bundles: Mapping[str, Bundle], tasks: Sequence[Task], sampler: Sampler, steps: _Steps) -> dict[str, _Drawing]:
     """Verify each bundle, and draw with it."""
-    from skrr_export.demo.tasks import score
+    from skrr_export.demo.tasks import scores
     from skrr_export.measure.verify import verify
 
     prompts = [task.prompt for task in tasks]
@@ -209,7 +209,7 @@ def _draw(bundles: Mapping[str, Bundle], tasks: Sequence[Task], sampler: Sampler
         embedded = embed(session, prompts)
         images = sampler.draw(embedded, embed(session, [""]), range(len(tasks)), progress=told)
         met = tuple(task.is_met(image) for task, image in zip(tasks, images, strict=True))
-        drawings[name] = _Drawing(verification, embedded, images, met, score(tasks, images))
+        drawings[name] = _Drawing(verification, embedded, images, met, scores([task.category for task in tasks], met))
     return drawings
 
 

@@ -86,10 +86,17 @@ def score(tasks: Sequence[Task], images: Iterable[Image]) -> dict[str, float]:
     Returns:
         By category; `overall` is the mean of them, as in GenEval.
     """
-    met: dict[str, list[bool]] = {}
-    for task, image in zip(tasks, images, strict=True):
-        met.setdefault(task.category, []).append(task.is_met(image))
-    shares = {category: sum(results) / len(results) for category, results in met.items()}
+    return scores(
+        [task.category for task in tasks], [task.is_met(image) for task, image in zip(tasks, images, strict=True)]
+    )
+
+
+def scores(categories: Sequence[str], met: Sequence[bool]) -> dict[str, float]:
+    """As `score`, of tasks that are judged already."""
+    results: dict[str, list[bool]] = {}
+    for category, is_met in zip(categories, met, strict=True):
+        results.setdefault(category, []).append(is_met)
+    shares = {category: sum(each) / len(each) for category, each in results.items()}
     return {**shares, "overall": sum(shares.values()) / len(shares)}
 
 
