@@ -17,12 +17,10 @@ from skrr_plans import ENCODER, MODEL, Settings, Subject, dense
 from skrr_statistics import Values
 
 from skrr_export import ExportOptions, export_checkpoint, open_session
-from skrr_export.demo.sampling import Embedded, Sampler, embed
+from skrr_export.demo.sampling import Embedded, Images, Sampler, distances, embed
 from skrr_export.search.projection import open_projection
 from skrr_export.staging import write_file
 
-Images = NDArray[np.uint8]
-"""`[prompts, side, side, 3]`."""
 Rows = NDArray[Any]
 """Of an encoder's output, or what the denoiser's projection makes of them: `[rows, features]`."""
 
@@ -67,16 +65,10 @@ def measure(settings: Settings, subject: Subject) -> Measured:
     return Measured(
         subject,
         np.array([task.is_met(image) for task, image in zip(settings.tasks, images, strict=True)], np.float64),
-        distance(images, reference),
+        distances(images, reference),
         dict(zip(VARIANTS, others, strict=True)),
         calibration,
     )
-
-
-def distance(images: Images, others: Images) -> Values:
-    """Root mean square of the difference of each image's channels, on a scale from 0 to 1; `[prompts]`."""
-    difference = (images.astype(np.float64) - others) / 255
-    return np.sqrt(np.square(difference).mean(axis=(1, 2, 3)))
 
 
 def discrepancy(

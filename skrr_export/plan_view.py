@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _STYLES = {"keep": "green", "re-use": "yellow", "skip": "dim"}
 
 _ROW, _CELL, _TOP, _LEFT = 26, 150, 84, 150  # pixels
+_TIP = 8
 _WIDTH = 2 * _LEFT + 2 * _CELL + 10
 _FILLS = {"keep": ("#dcefe3", "#2f7d4f", "#1d4d31"), "re-use": ("#fdf0d0", "#c98a12", "#6b4a08")}
 _FILLS["skip"] = ("none", "#b8bcc4", "#8a8f99")
@@ -77,10 +78,6 @@ def inset(plan: Plan) -> str:
 
 
 def _drawing(plan: Plan) -> Iterator[str]:
-    yield (
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-        'orient="auto"><path class="tip" d="M0 0 8 4 0 8z" fill="#c98a12"/></marker></defs>'
-    )
     yield from map(_heading, KINDS)
     yield from map(_cell, plan.positions())
     yield from _arrows(plan)
@@ -130,6 +127,8 @@ def _arrows(plan: Plan) -> Iterator[str]:
         start, end = (_TOP + layer * _ROW + _ROW / 2 for layer in (position.source, position.layer))
         bow = x + side * _bow(position)
         yield (
-            f'<path class="arrow" d="M{x} {start}C{bow} {start} {bow} {end} {x + side} {end}" fill="none" '
-            'stroke="#c98a12" stroke-width="1.5" marker-end="url(#tip)"/>'
+            f'<path class="arrow" d="M{x} {start}C{bow} {start} {bow} {end} {x + side * _TIP} {end}" fill="none" '
+            'stroke="#c98a12" stroke-width="1.5"/>'
         )
+        # no marker: its id would be every picture's on a page
+        yield f'<path class="tip" d="M{x + side} {end}l{side * _TIP} -4v8z" fill="#c98a12"/>'

@@ -7,25 +7,31 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from denoiser import CAPTIONS, EMPTY, NOISES, PATCH
+from denoiser import LAYERS as DENOISER_LAYERS
+from denoiser import WIDTH as DENOISER_WIDTH
+from encoder import BATCH, LAYERS, WIDTH
 from transformers import AutoTokenizer, T5EncoderModel
 
 from skrr_export.demo.sampling import GUIDANCE, STEPS, Embedded, Sampler
 from skrr_export.demo.tasks import CATEGORIES, Task, draw_tasks, score
+from skrr_export.demo.world import SIDE
 
 CARD = """\
 # The demo's text-to-image model
 
-A T5 v1.1 text encoder ({encoder:,} parameters, 12 layers of 128, `text_encoder/`, `tokenizer/`) and a PixArt
-transformer on pixels ({denoiser:,} parameters, 6 layers of 192, patches of 10 pixels, `transformer/`, `scheduler/`),
-both in bf16. They draw scenes of one to three coloured shapes, 40 pixels each way, and exist to show what
-`skrr-export` does to an encoder.
+A T5 v1.1 text encoder ({encoder:,} parameters, {encoder_shape}, `text_encoder/`, `tokenizer/`) and a PixArt
+transformer on pixels ({denoiser:,} parameters, {denoiser_shape}, patches of {patch} pixels, `transformer/`,
+`scheduler/`), both in bf16. They draw scenes of one to three coloured shapes, {side} pixels each way, and exist to show
+what `skrr-export` does to an encoder.
 
-- **Data**: 60,000 scenes that `skrr_export.demo.world` draws from seed 0, each captioned anew every time by the
-  grammar in `skrr_export.demo.captions`. One colour of each shape, and for each pair of shapes two or three apart in
-  the list one axis to be side by side on, never occur.
+- **Data**: {scenes:,} scenes that `skrr_export.demo.world` draws from seed {seed}, each captioned anew every time by
+  the grammar in `skrr_export.demo.captions`. One colour of each shape, and for each pair of shapes two or three apart
+  in the list one axis to be side by side on, never occur.
 - **Training**: `python benchmarks/demo_model/train.py`; {lessons:,} steps of the encoder alone (span corruption, and
-  saying what a caption is of) with batches of 128, then {steps:,} steps of both with 64 captions in 4 noise levels
-  each; the prompt was empty in a tenth of them. The weights are averages over the last steps.
+  saying what a caption is of) with batches of {batch}, then {steps:,} steps of both with batches of {captions}
+  captions, each image in {noises} noise levels; {empty:.0%} of the captions were empty. The weights are averages over
+  the last steps.
 - **Sampling**: DPM-Solver++, {sampling} steps, guidance {guidance}.
 - **Scores** on prompts that training did not see, {count} of each category, {seeds} draws; in half of those that say
   colours or places, something said is held out of training ("new"):
@@ -36,11 +42,12 @@ both in bf16. They draw scenes of one to three coloured shapes, 40 pixels each w
 """
 
 
-def write_card(model: Path, *, steps: tuple[int, int], seeds: Sequence[int], count: int) -> None:
+def write_card(model: Path, *, data: tuple[int, int], steps: tuple[int, int], seeds: Sequence[int], count: int) -> None:
     """Score a model, print the table, and write the card.
 
     Args:
         model: directory of the models.
+        data: how many scenes it was trained on, and the seed that they were drawn from.
         steps: of training, of the encoder alone and of both.
         seeds: of draws of tasks.
         count: tasks in a category and draw.
@@ -60,9 +67,19 @@ def write_card(model: Path, *, steps: tuple[int, int], seeds: Sequence[int], cou
     ]
     text = CARD.format(
         encoder=sum(weight.numel() for weight in encoder.parameters()),
+        encoder_shape=f"{LAYERS} layers of {WIDTH}",
         denoiser=sampler.parameters,
+        denoiser_shape=f"{DENOISER_LAYERS} layers of {DENOISER_WIDTH}",
+        patch=PATCH,
+        side=SIDE,
+        scenes=data[0],
+        seed=data[1],
         lessons=steps[0],
         steps=steps[1],
+        batch=BATCH,
+        captions=CAPTIONS,
+        noises=NOISES,
+        empty=EMPTY,
         sampling=STEPS,
         guidance=GUIDANCE,
         count=count,

@@ -19,6 +19,7 @@ from skrr_export.demo.images import draw
 from skrr_export.demo.world import CELL, SIDE, Scene
 
 HEADS, HEAD_WIDTH, LAYERS, PATCH = 4, 48, 6, CELL
+WIDTH = HEADS * HEAD_WIDTH
 CAPTIONS = 64
 """Captions in a step."""
 NOISES = 4
@@ -40,7 +41,7 @@ def new_denoiser() -> PixArtTransformer2DModel:
         in_channels=3,
         out_channels=3,
         num_layers=LAYERS,
-        cross_attention_dim=HEADS * HEAD_WIDTH,
+        cross_attention_dim=WIDTH,
         sample_size=SIDE,
         patch_size=PATCH,
         caption_channels=CAPTION_WIDTH,
@@ -78,12 +79,11 @@ def train(
     images = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2)
     noise = DDPMScheduler(**NOISE)
     weights = (1 / (1 - noise.alphas_cumprod)).clamp(max=HEAVIEST)  # 1 + signal to noise
-    while trainer.done < steps:
-        random = Random(f"captions {trainer.done}")
+    for random in trainer.chunks("captions"):
         torch.manual_seed(trainer.done)
         chosen = random.choices(range(len(scenes)), k=CAPTIONS * CHUNK)
         texts = [_caption(scenes[index], excluded, random) for index in chosen]
-        for batch in batches(tokenizer(texts).input_ids, CAPTIONS, random):
+        for batch in trainer.limit(batches(tokenizer(texts).input_ids, CAPTIONS, random)):
             clean = images[[chosen[row] for row in batch.rows]].float() / 127.5 - 1
             clean = clean.repeat(NOISES, 1, 1, 1)
             steps_of_noise = _spread_steps(len(clean))
@@ -98,8 +98,6 @@ def train(
                 ).sample
             errors = (predicted.float() - clean).square().mean((1, 2, 3))
             trainer.step((weights[steps_of_noise] * errors).mean())
-            if trainer.done == steps:
-                break
     return trainer
 
 

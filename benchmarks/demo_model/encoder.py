@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 
 import torch
 from training import Trainer
@@ -13,7 +12,7 @@ from words import CHUNK, batches, lessons, padded
 
 from skrr_export.demo.world import Scene
 
-WIDTH = 128
+LAYERS, WIDTH = 12, 128
 BATCH = 128
 RATE = 2e-3
 
@@ -26,7 +25,7 @@ def configuration(tokenizer: T5Tokenizer) -> T5Config:
         d_kv=32,
         num_heads=4,
         d_ff=320,
-        num_layers=12,
+        num_layers=LAYERS,
         num_decoder_layers=2,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
@@ -39,16 +38,13 @@ def pretrain(tokenizer: T5Tokenizer, scenes: Sequence[Scene], steps: int, state:
     """Train with a small decoder, which is left behind."""
     model = T5ForConditionalGeneration(configuration(tokenizer))
     trainer = Trainer({"model": model}, {"model": RATE}, steps, state)
-    while trainer.done < steps:
-        random = Random(f"lessons {trainer.done}")
+    for random in trainer.chunks("lessons"):
         questions, answers = lessons(random.choices(scenes, k=BATCH * CHUNK), tokenizer, random)
-        for batch in batches(questions, BATCH, random):
+        for batch in trainer.limit(batches(questions, BATCH, random)):
             labels = padded([answers[row] for row in batch.rows], -100)
             with torch.autocast("cpu", torch.bfloat16):
                 result = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels)
             trainer.step(result.loss)
-            if trainer.done == steps:
-                break
     encoder = T5EncoderModel(model.config)
     weights = trainer.averages["model"].state_dict()
     encoder.load_state_dict(

@@ -50,7 +50,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     random = Random(SEED)
     scenes = list(islice(training_scenes(random), SCENES))
-    tokenizer = train_tokenizer(caption(scene, random) for scene in scenes)
+    tokenizer = train_tokenizer((caption(scene, random) for scene in scenes), arguments.work / "tokenizer")
     excluded = frozenset(task.prompt for seed in SCORED["seeds"] for task in draw_tasks(seed, SCORED["count"]))
     with sdpa_kernel(SDPBackend.MATH):  # in bf16, the fused kernel's backward pass is ten times slower on a CPU
         encoder = pretrain(tokenizer, scenes, arguments.lessons, arguments.work / "encoder.pt")
@@ -63,9 +63,9 @@ def main() -> None:
         shutil.rmtree(arguments.output / folder, ignore_errors=True)
     trainer.averages["encoder"].to(torch.bfloat16).save_pretrained(arguments.output / "text_encoder")
     trainer.averages["denoiser"].to(torch.bfloat16).save_pretrained(arguments.output / "transformer")
-    tokenizer.save_pretrained(arguments.output / "tokenizer")
+    shutil.copytree(arguments.work / "tokenizer", arguments.output / "tokenizer")
     scheduler().save_pretrained(arguments.output / "scheduler")
-    write_card(arguments.output, steps=(arguments.lessons, arguments.steps), **SCORED)
+    write_card(arguments.output, data=(SCENES, SEED), steps=(arguments.lessons, arguments.steps), **SCORED)
 
 
 if __name__ == "__main__":

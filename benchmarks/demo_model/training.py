@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
 from torch import nn
+from words import Batch
 
 WARM_UP = 100
 """Steps until the full learning rate."""
@@ -42,6 +46,19 @@ class Trainer:
 
     def _rate(self, step: int) -> float:
         return min(1.0, (step + 1) / WARM_UP, (self.steps - step) / (COOL_DOWN * self.steps))
+
+    def chunks(self, name: str) -> Iterator[Random]:
+        """Randomness for a chunk of batches, again and again until all steps are done; the same for a run that goes on.
+
+        Args:
+            name: makes it another's than that of other trainings.
+        """
+        while self.done < self.steps:
+            yield Random(f"{name} {self.done}")
+
+    def limit(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """As many of the batches as there are steps left."""
+        return islice(batches, self.steps - self.done)
 
     def step(self, loss: torch.Tensor) -> None:
         """Learn from one batch."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import math
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 
 import torch
+from sentencepiece import SentencePieceTrainer
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from torch import Tensor
 from transformers import T5Tokenizer
 
@@ -25,16 +29,47 @@ _SPELLED = -14.0
 """Log-probability of a single character: a word that the captions lack is spelled."""
 
 
-def train_tokenizer(captions: Iterable[str]) -> T5Tokenizer:
-    """A T5 tokenizer whose pieces are the words of captions, by how often they occur, and single characters."""
+def train_tokenizer(captions: Iterable[str], directory: Path) -> T5Tokenizer:
+    """A T5 tokenizer whose pieces are the words of captions, by how often they occur, and single characters.
+
+    SentencePiece's own training would split words as often as `left`, for so small a language.
+
+    Args:
+        captions: to count words in.
+        directory: for its files, a SentencePiece model among them, as other T5s have one.
+    """
     words = Counter(word for text in captions for word in _spaced(text).split())
     total = words.total()
     pieces = [(word if word in ",." else f"▁{word}", math.log(count / total)) for word, count in words.most_common()]
     known = {piece for piece, _ in pieces}
     pieces += [(character, _SPELLED) for character in f"▁{_CHARACTERS}" if character not in known]
-    sentinels = [(f"<extra_id_{index}>", 0.0) for index in reversed(range(SENTINELS))]
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    return T5Tokenizer(vocab=special + pieces + sentinels, extra_ids=SENTINELS, model_max_length=512)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "spiece.model").write_bytes(_sentencepiece_model(pieces))
+    tokenizer = T5Tokenizer.from_pretrained(directory, extra_ids=SENTINELS, model_max_length=512)
+    tokenizer.save_pretrained(directory)
+    return tokenizer
+
+
+def _sentencepiece_model(pieces: Iterable[tuple[str, float]]) -> bytes:
+    """A SentencePiece model with T5's special tokens and these pieces, each with its log-probability."""
+    trained = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["its pieces are replaced"]),
+        model_writer=trained,
+        vocab_size=20,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    model = ModelProto.FromString(trained.getvalue())
+    del model.pieces[3:]  # pad, end and unknown
+    for piece, score in pieces:
+        model.pieces.add(piece=piece, score=score)
+    model.trainer_spec.vocab_size = len(model.pieces)
+    return model.SerializeToString()
 
 
 _CHARACTERS = string.ascii_letters + string.digits + string.punctuation

@@ -43,7 +43,7 @@ class Variant:
     margin: float
     """Half the width of the 95% interval of the overall score, for this many tasks."""
     distance: float
-    """Root mean square by which pixels differ from those of the dense encoder's images; 1 is black against white."""
+    """Mean distance of its images from the dense encoder's, as `sampling.distances` takes it."""
     verification: Report
     """Its drift on the demo's prompts and random ids, and what `verify` says of it."""
     loss: Deviation

@@ -13,14 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skrr_export.bundle import Bundle
 from skrr_export.demo.model import MODEL
 from skrr_export.demo.plans import FILES, SPARSITY, search_plan, shipped_plan, wanted_sparsity
 from skrr_export.demo.record import TITLES, Demo, Variant, bundle_name
-from skrr_export.demo.sampling import GUIDANCE, STEPS, Embedded, Sampler, embed
+from skrr_export.demo.sampling import GUIDANCE, STEPS, Embedded, Images, Sampler, distances, embed
 from skrr_export.errors import DependencyError, OutputError
 from skrr_export.exporting import ExportOptions, export_checkpoint
 from skrr_export.manifest import MANIFEST
@@ -48,9 +45,6 @@ DTYPE = "fp32"
 _NEEDED = {"diffusers": "diffusers", "scipy": "scipy", "PIL": "pillow", "onnxruntime": "onnxruntime"}
 """Modules that the rest of the package does without, and the packages that bring them."""
 _MARKER = f"{bundle_name('skrr')}/{MANIFEST}"
-
-Images = NDArray[np.uint8]
-"""`[tasks, SIDE, SIDE, 3]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +228,7 @@ def _variants(
             met=drawings[name].met,
             scores=drawings[name].scores,
             margin=margin(tasks, drawings[name].met),
-            distance=distance(drawings[name].images, dense.images),
+            distance=float(distances(drawings[name].images, dense.images).mean()),
             verification=drawings[name].verification,
             loss=_loss(drawings[name].embedded, dense.embedded),
             measured=costs[name],
@@ -261,12 +255,6 @@ def margin(tasks: Sequence[Task], met: Sequence[bool]) -> float:
         share = (sum(each) + 1) / (len(each) + 2)
         variances.append(share * (1 - share) / len(each))
     return 1.96 * math.sqrt(sum(variances)) / len(variances)
-
-
-def distance(images: Images, others: Images) -> float:
-    """Root mean square of the difference, where 1 is the whole range of a pixel."""
-    difference = (images.astype(np.float64) - others) / 255
-    return float(np.sqrt(np.mean(difference**2)))
 
 
 def _loss(embedded: Embedded, dense: Embedded) -> Deviation:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from skrr_export.targets.base import Session
 
+Images = NDArray[np.uint8]
+"""`[prompts, SIDE, SIDE, 3]`."""
+
 STEPS = 20
 GUIDANCE = 3.0
 """How far the prediction with the prompt is followed beyond the one without."""
@@ -66,9 +69,7 @@ class Sampler:
         """How many parameters the denoiser has."""
         return sum(parameter.numel() for parameter in self._denoiser.parameters())
 
-    def draw(
-        self, prompts: Embedded, empty: Embedded, seeds: Sequence[int], *, progress: Progress = silent
-    ) -> NDArray[np.uint8]:
+    def draw(self, prompts: Embedded, empty: Embedded, seeds: Sequence[int], *, progress: Progress = silent) -> Images:
         """Draw an image for each prompt.
 
         Args:
@@ -78,12 +79,12 @@ class Sampler:
             progress: told how many images are done.
 
         Returns:
-            uint8 `[prompts, SIDE, SIDE, 3]`. An image depends on its own prompt and seed only.
+            An image depends on its own prompt and seed only.
         """
         import torch
 
         with torch.inference_mode():
-            images: list[NDArray[np.uint8]] = []
+            images: list[Images] = []
             for start in range(0, len(seeds), _BATCH):
                 progress("drawing", start, len(seeds))
                 part = slice(start, start + _BATCH)
@@ -92,7 +93,7 @@ class Sampler:
         progress("drawing", len(seeds), len(seeds))
         return np.concatenate(images)
 
-    def _images(self, rows: torch.Tensor, mask: torch.Tensor, seeds: Sequence[int]) -> NDArray[np.uint8]:
+    def _images(self, rows: torch.Tensor, mask: torch.Tensor, seeds: Sequence[int]) -> Images:
         import torch
 
         noise = [torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
@@ -111,6 +112,13 @@ class Sampler:
                 without + GUIDANCE * (with_prompt - without), step, images, return_dict=False
             )[0]
         return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def distances(images: Images, others: Images) -> NDArray[np.float64]:
+    """How far each image is from another: root mean square of pixels, whose channels go from 0 to 1; `[prompts]`."""
+    difference = (images.astype(np.float64) - others) / 255
+    distance: NDArray[np.float64] = np.sqrt(np.square(difference).mean(axis=(1, 2, 3)))
+    return distance
 
 
 def _beside(

@@ -126,15 +126,6 @@ def test_discrepancy_is_the_mean_square_on_tokens_of_prompts_plus_that_on_the_nu
     assert discrepancy(dense, dense, np.float64, null=True) == 0
 
 
-def test_distance_of_images_is_a_share_of_the_scale(bench: SimpleNamespace) -> None:
-    black, white = np.zeros((1, 4, 4, 3), np.uint8), np.full((1, 4, 4, 3), 255, np.uint8)
-    half = black.copy()
-    half[:, :2] = 255
-    images, others = np.concatenate([black, white, half]), np.concatenate([white, white, black])
-    assert bench.skrr_measure.distance(images, others) == pytest.approx([1, 0, np.sqrt(0.5)])
-    assert (bench.skrr_measure.distance(others, images) == bench.skrr_measure.distance(images, others)).all()
-
-
 def subject(bench: SimpleNamespace, label: str, wanted: float, sources: Sequence[Any], **facts: Any) -> Any:
     provenance = {"sparsity": {"wanted": wanted, "reached": wanted + 0.01}, "discrepancy": {"value": wanted}, **facts}
     return bench.skrr_plans.Subject(label, 0, wanted, Plan("t5", tuple(sources), provenance), Path())

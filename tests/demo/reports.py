@@ -13,8 +13,8 @@ import numpy as np
 
 from skrr_export.demo.images import draw
 from skrr_export.demo.record import TITLES, Demo, Variant
-from skrr_export.demo.report.grid import Images
-from skrr_export.demo.running import distance, margin
+from skrr_export.demo.running import margin
+from skrr_export.demo.sampling import Images, distances
 from skrr_export.demo.tasks import Task, draw_tasks, score
 from skrr_export.demo.world import Scene, draw_scene, relation
 from skrr_export.measure.fidelity import Comparison
@@ -130,7 +130,7 @@ def variant(name: str) -> Variant:
         met=met,
         scores=score(tasks(), images()[name]),
         margin=margin(tasks(), met),
-        distance=distance(images()[name], images()["dense"]),
+        distance=float(distances(images()[name], images()["dense"]).mean()),
         verification=verification({"dense": 4e-7, "skip": 5e-7, "skrr": 6e-7}[name]),
         loss=deviation({"dense": 1e-7, "skip": 0.31, "skrr": 0.22}[name]),
         measured=measured(name),

@@ -21,7 +21,7 @@ from skrr_export.demo import costs, plans, running
 from skrr_export.demo.model import MODEL
 from skrr_export.demo.plans import shipped_plan
 from skrr_export.demo.record import TITLES, Demo
-from skrr_export.demo.running import DemoOptions, distance, margin, run_demo
+from skrr_export.demo.running import DemoOptions, margin, run_demo
 from skrr_export.demo.sampling import Sampler, embed
 from skrr_export.demo.tasks import CATEGORIES, Task, draw_tasks
 from skrr_export.errors import DependencyError, InputError, OutputError
@@ -337,10 +337,3 @@ def test_the_margin_covers_the_score_of_most_samples() -> None:
         yes = random.binomial(20, shares)
         hits += abs(yes.mean() / 20 - shares.mean()) <= margin(*judged(*((int(each), 20) for each in yes)))
     assert 0.9 < hits / 300 <= 1
-
-
-def test_the_distance_of_black_and_white_is_one() -> None:
-    black = np.zeros((2, 4, 4, 3), np.uint8)
-    assert distance(black, black) == 0
-    assert distance(black, black + np.uint8(255)) == 1
-    assert distance(black + np.uint8(51), black) == pytest.approx(0.2)

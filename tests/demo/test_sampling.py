@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from skrr_export.demo import sampling
-from skrr_export.demo.sampling import GUIDANCE, STEPS, Embedded, Sampler, embed
+from skrr_export.demo.sampling import GUIDANCE, STEPS, Embedded, Sampler, distances, embed
 from skrr_export.demo.world import SIDE
 from skrr_export.targets.onnx.session import OnnxSession
 from tests.bundles import export, relative_error, soften
@@ -182,3 +182,12 @@ def test_embeddings_are_those_of_transformers_and_padding_is_told(
         assert mask.tolist() == [1] * len(expected) + [0] * (len(mask) - len(expected))
         assert relative_error(rows[: len(expected)], expected) < 1e-5
     assert made.mask.sum(axis=1).tolist()[1] == 1  # the empty prompt: its end alone
+
+
+def test_the_distance_of_black_and_white_is_one() -> None:
+    black = np.zeros((2, 4, 4, 3), np.uint8)
+    changed = black.copy()
+    changed[0] += 51
+    assert distances(black, black).tolist() == [0, 0]
+    assert distances(black, black + np.uint8(255)).tolist() == [1, 1]
+    assert distances(changed, black).tolist() == pytest.approx([0.2, 0])

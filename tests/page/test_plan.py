@@ -323,8 +323,7 @@ def test_names_that_are_no_text_are_shown_as_far_as_they_go() -> None:
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
     text = page(plan(), {"other.json": plan(provenance("laco"))})
-    assert re.findall(r"url\([^)]*\)", text) == ["url(#tip)"] * 2
-    assert not re.findall(r"https?:|<script|<link|<img|@import|\bsrc=|\bhref=|xmlns", text)
+    assert not re.findall(r"https?:|url\(|<script|<link|<img|@import|\bsrc=|\bhref=|xmlns", text)
     root = Reader(text).root
     policies = [meta.get("content") for meta in root.iter("meta") if meta.get("http-equiv")]
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]

@@ -7,17 +7,12 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skrr_export.demo.images import Image, read
 from skrr_export.demo.record import Demo, Variant
+from skrr_export.demo.sampling import Images
 from skrr_export.demo.tasks import Task
 from skrr_export.demo.world import SIDE
 from skrr_export.page.markup import Markup, element, joined
-
-Images = NDArray[np.uint8]
-"""`[tasks, SIDE, SIDE, 3]`."""
 
 SHOWN = 2
 """Prompts of each category that are shown."""

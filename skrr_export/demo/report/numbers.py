@@ -26,7 +26,7 @@ def scores_section(demo: Demo) -> Markup:
         f"The share of the prompts whose images show what was asked, {each} in each category; the categories are those "
         "of GenEval, with shapes for objects. Half of the prompts that say colours or places say something that was "
         "never trained together. Overall is the mean of the categories, with its 95% interval for so many prompts. The "
-        "last row is how far pixels are from the dense encoder's, root mean square; 1 is black against white."
+        "last row is how far images are from the dense encoder's, root mean square of pixels; 1 is black against white."
     )
     heads = {"category": None, **dict.fromkeys((variant.title for variant in demo.variants), "n")}
     rows = [

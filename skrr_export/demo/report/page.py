@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping
 
 from skrr_export.demo.record import Demo, Variant
-from skrr_export.demo.report.grid import Images, grid_section
+from skrr_export.demo.report.grid import grid_section
 from skrr_export.demo.report.numbers import costs_section, fidelity_section, scores_section
+from skrr_export.demo.sampling import Images
 from skrr_export.page.markup import Markup, element, joined, number, percent
 from skrr_export.page.parts import NOTHING, definitions, document, groups, picture, tile
 from skrr_export.page.record import read_record
