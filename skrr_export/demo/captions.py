@@ -29,7 +29,6 @@ ADJECTIVES = {
     "cyan": ("cyan", "cyan", "turquoise"),
     "small": ("small", "little", "tiny"),
     "large": ("large", "big"),
-    "huge": ("huge", "giant"),
     "plain": ("plain", "solid"),
     "striped": ("striped", "banded"),
     "checked": ("checked", "chequered"),

@@ -42,6 +42,9 @@ SEED = 1
 DTYPE = "fp32"
 """Of the bundles: the checkpoint's bf16 fits into it without loss, and a CPU computes in it anyway."""
 
+VECTORS = 8
+"""Test vectors of each bundle, by which the C++ runtime proves itself on it."""
+
 _NEEDED = {"diffusers": "diffusers", "scipy": "scipy", "PIL": "pillow", "onnxruntime": "onnxruntime"}
 """Modules that the rest of the package does without, and the packages that bring them."""
 _MARKER = f"{bundle_name('skrr')}/{MANIFEST}"
@@ -170,7 +173,11 @@ def _export(stage: StagedDirectory, plans: Mapping[str, Plan], steps: _Steps) ->
     bundles = {}
     for name, title in TITLES.items():
         export = ExportOptions(
-            plan=plans.get(name), dtype=DTYPE, subfolder="text_encoder", tokenizer=MODEL / "tokenizer"
+            plan=plans.get(name),
+            dtype=DTYPE,
+            subfolder="text_encoder",
+            tokenizer=MODEL / "tokenizer",
+            vectors=VECTORS,
         )
         told = steps.next(f"{title}: exporting to ONNX")
         bundles[name] = export_checkpoint(MODEL, stage.path(bundle_name(name)), export, progress=told).bundle

@@ -8,20 +8,18 @@ from itertools import count, permutations
 from random import Random
 from typing import Literal
 
-CELL = 10
-"""Pixels of a cell, each way: things stand on a grid, so that what is hard about an image is what to draw, not how."""
-SIDE = 4 * CELL
+CELL = 21
+"""Pixels of a cell, each way. Things stand in the middle of cells: what is hard about an image is what, not where."""
+SIDE = 3 * CELL
 """Pixels of an image, each way."""
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 TEXTURES = ("plain", "striped", "checked")
 BACKGROUNDS = ("black", "grey", "white")
-SPANS = {"small": 1, "large": 2, "huge": 3}
-"""Cells across, by size. Only what holds another thing is huge."""
-DIAMETERS = {size: span * CELL - 1 for size, span in SPANS.items()}
-"""Pixels across: what stands in the next cell does not touch."""
+DIAMETERS = {"small": 9, "large": 19}
+"""Pixels across, by size."""
 CONTAINERS = ("circle", "square", "diamond", "ring")
-"""Shapes that a small thing fits into when they are huge."""
+"""Shapes that a small thing fits into when they are large."""
 
 Kind = Literal["single", "alike", "pair", "inside", "triple"]
 Relation = Literal["left of", "right of", "above", "below", "inside"]
@@ -31,8 +29,8 @@ OPPOSITES: dict[Relation, Relation] = {
     "above": "below",
     "below": "above",
 }
-_ATTEMPTS = 200
-"""Tries to place the things of one scene before it is drawn anew."""
+_PLACES = {1: (1,), 2: (0, 2), 3: (0, 1, 2)}
+"""Where so many things stand in a row or a column of three cells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,36 +105,33 @@ def training_scenes(random: Random) -> Iterator[Scene]:
 
 def draw_scene(kind: Kind, random: Random) -> Scene:
     """Draw a scene of a kind: one thing, two or three alike, two, one inside another, or three that differ."""
-    while (scene := _KINDS[kind](random)) is None:
-        pass
-    return scene
+    return _KINDS[kind](random)
 
 
-def _single(random: Random) -> Scene | None:
-    return _placed(random, [_look(random, random.choice(SHAPES))])
+def _single(random: Random) -> Scene:
+    return _lined_up(random, [_look(random, random.choice(SHAPES))])
 
 
-def _alike(random: Random) -> Scene | None:
+def _alike(random: Random) -> Scene:
     look = _look(random, random.choice(SHAPES))
-    return _placed(random, [look] * random.choice((2, 3)))
+    return _lined_up(random, [look] * random.choice((2, 3)))
 
 
-def _pair(random: Random) -> Scene | None:
-    return _placed(random, [_look(random, shape) for shape in random.sample(SHAPES, 2)])
+def _pair(random: Random) -> Scene:
+    return _lined_up(random, [_look(random, shape) for shape in random.sample(SHAPES, 2)])
 
 
-def _triple(random: Random) -> Scene | None:
-    return _placed(random, [_look(random, shape) for shape in random.sample(SHAPES, 3)])
+def _triple(random: Random) -> Scene:
+    return _lined_up(random, [_look(random, shape) for shape in random.sample(SHAPES, 3)])
 
 
-def _inside(random: Random) -> Scene | None:
+def _inside(random: Random) -> Scene:
     outer = random.choice(CONTAINERS)
     inner = random.choice([shape for shape in SHAPES if shape != outer])
-    colours = random.sample(COLOURS, 2)
-    x, y = _position(random, "huge"), _position(random, "huge")
+    colours, middle = random.sample(COLOURS, 2), _centre(1)
     things = (
-        Thing(inner, colours[0], "small", random.choice(TEXTURES), x, y),
-        Thing(outer, colours[1], "huge", random.choice(TEXTURES), x, y),
+        Thing(inner, colours[0], "small", random.choice(TEXTURES), middle, middle),
+        Thing(outer, colours[1], "large", random.choice(TEXTURES), middle, middle),
     )
     return Scene(things, random.choice(BACKGROUNDS))
 
@@ -150,31 +145,22 @@ def _look(random: Random, shape: str) -> Look:
     return shape, random.choice(COLOURS), random.choice(("small", "large")), texture
 
 
-def _placed(random: Random, looks: list[Look]) -> Scene | None:
-    """Put things where none touches another and each pair has a relation; `None` if that did not work out."""
-    things: list[Thing] = []
-    for _ in range(_ATTEMPTS):
-        look = looks[len(things)]
-        thing = Thing(*look, _position(random, look[2]), _position(random, look[2]))
-        if all(_are_apart(thing, other) for other in things):
-            things.append(thing)
-            if len(things) == len(looks):
-                return Scene(tuple(things), random.choice(BACKGROUNDS))
-    return None
+def _lined_up(random: Random, looks: list[Look]) -> Scene:
+    """Things in the middle row or the middle column, in any order."""
+    is_row, middle = random.random() < 0.5, _centre(1)
+    places = map(_centre, random.sample(_PLACES[len(looks)], len(looks)))
+    things = [
+        Thing(*look, *((place, middle) if is_row else (middle, place)))
+        for look, place in zip(looks, places, strict=True)
+    ]
+    return Scene(tuple(things), random.choice(BACKGROUNDS))
 
 
-def _position(random: Random, size: str) -> int:
-    """Where the centre of a thing may be, in either direction."""
-    first = random.randrange(SIDE // CELL - SPANS[size] + 1)
-    return first * CELL + DIAMETERS[size] // 2
+def _centre(cell: int) -> int:
+    return cell * CELL + CELL // 2
 
 
-def _are_apart(one: Thing, other: Thing) -> bool:
-    across, down = abs(one.x - other.x), abs(one.y - other.y)
-    return max(across, down) > one.radius + other.radius and across != down
-
-
-_KINDS: dict[Kind, Callable[[Random], Scene | None]] = {
+_KINDS: dict[Kind, Callable[[Random], Scene]] = {
     "single": _single,
     "alike": _alike,
     "pair": _pair,

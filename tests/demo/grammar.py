@@ -17,7 +17,7 @@ SYNONYMS: Mapping[str, Mapping[str, str]] = {
         "red": "red crimson", "green": "green emerald", "blue": "blue azure", "yellow": "yellow golden",
         "magenta": "magenta pink fuchsia", "cyan": "cyan turquoise",
     },
-    "size": {"small": "small little tiny", "large": "large big", "huge": "huge giant"},
+    "size": {"small": "small little tiny", "large": "large big"},
     "texture": {"plain": "plain solid", "striped": "striped banded", "checked": "checked chequered"},
     "background": {"black": "black", "grey": "grey gray", "white": "white"},
     "where": {

@@ -32,7 +32,7 @@ def shown(task: Task, seed: int = 0) -> Scene:
     random = Random(seed)
     places, sizes = list(SPOTS), ["small"] * len(task.wanted)
     if task.where == "inside":
-        places, sizes = [(16, 16), (16, 16)], ["small", "huge"]
+        places, sizes = [(16, 16), (16, 16)], ["small", "large"]
     elif task.where is not None:
         low, high = (6, 18), (24, 14)
         turned = task.where in ("above", "below")

@@ -57,9 +57,9 @@ def test_relations_of_places(one: tuple[int, int], other: tuple[int, int], where
     assert relation(thing(x=one[0], y=one[1]), thing(x=other[0], y=other[1])) == where
 
 
-@pytest.mark.parametrize(("x", "where"), [(16, "inside"), (26, "inside"), (27, "right of")])
+@pytest.mark.parametrize(("x", "where"), [(16, "inside"), (21, "inside"), (22, "right of")])
 def test_a_thing_is_inside_another_when_its_box_is(x: int, where: str) -> None:
-    assert relation(thing(x=x), thing(size="huge")) == where
+    assert relation(thing(x=x), thing(size="large")) == where
 
 
 @given(THINGS, THINGS)
@@ -81,7 +81,7 @@ def test_things_lie_within_the_image_and_apart_or_one_inside_the_other(scene: Sc
     for each in scene.things:
         assert each.radius <= min(each.x, each.y)
         assert max(each.x, each.y) + each.radius < SIDE
-        assert (each.x - each.radius) % CELL == (each.y - each.radius) % CELL == 0
+        assert each.x % CELL == each.y % CELL == CELL // 2
         assert (each.shape in SHAPES, each.colour in COLOURS, each.texture in TEXTURES) == (True,) * 3
     assert scene.background in BACKGROUNDS
     for one, other in combinations(scene.things, 2):
@@ -98,11 +98,10 @@ def test_kinds_are_what_they_are_called(kind: Kind, seed: int) -> None:
     assert len(shapes) in {"single": {1}, "alike": {2, 3}, "pair": {2}, "inside": {2}, "triple": {3}}[kind]
     assert len(looks) == (1 if kind == "alike" else len(shapes))
     assert len(set(shapes)) == (1 if kind == "alike" else len(shapes))
-    assert ("huge" in {each.size for each in scene.things}) is (kind == "inside")
     if kind == "inside":
         inner, outer = scene.things
         assert relation(inner, outer) == "inside"
-        assert (inner.size, outer.size, outer.shape in CONTAINERS) == ("small", "huge", True)
+        assert (inner.size, outer.size, outer.shape in CONTAINERS) == ("small", "large", True)
         assert inner.colour != outer.colour  # or one could not be seen on the other
 
 
@@ -112,7 +111,7 @@ def test_a_seed_gives_the_same_scene_again(kind: Kind, seed: int) -> None:
 
 
 def test_scenes_differ() -> None:
-    assert len(set(scenes(1000))) > 990
+    assert len(set(scenes(1000))) > 900
 
 
 def test_each_shape_lacks_one_colour_in_training_and_each_colour_one_shape() -> None:
