@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from encoder import WIDTH as CAPTION_WIDTH
+from torch.nn import functional
 from training import Trainer
 from transformers import T5EncoderModel, T5Tokenizer
 from words import CHUNK, batches
@@ -20,6 +21,10 @@ from skrr_export.demo.world import CELL, SIDE, Scene
 
 HEADS, HEAD_WIDTH, LAYERS, PATCH = 4, 48, 6, CELL
 WIDTH = HEADS * HEAD_WIDTH
+COMPONENTS = 96
+"""Of a patch: they hold all but 0.003% of the variance."""
+TYPICAL = 5_000
+"""Images that they are taken from."""
 CAPTIONS = 64
 """Captions in a step."""
 NOISES = 4
@@ -36,9 +41,13 @@ HEAVIEST = 5.0
 """Weight of nearly clean images, whose errors are small, against 1 for noise."""
 
 
-def new_denoiser() -> PixArtTransformer2DModel:
-    """A PixArt transformer on pixels."""
-    return PixArtTransformer2DModel(
+def new_denoiser(images: torch.Tensor) -> PixArtTransformer2DModel:
+    """A PixArt transformer on pixels.
+
+    Args:
+        images: some, uint8 `[images, channels, height, width]`.
+    """
+    denoiser = PixArtTransformer2DModel(
         num_attention_heads=HEADS,
         attention_head_dim=HEAD_WIDTH,
         in_channels=3,
@@ -50,6 +59,39 @@ def new_denoiser() -> PixArtTransformer2DModel:
         caption_channels=CAPTION_WIDTH,
         use_additional_conditions=False,
     )
+    _fix_ends(denoiser, images)
+    return denoiser
+
+
+@torch.no_grad()
+def _fix_ends(denoiser: PixArtTransformer2DModel, images: torch.Tensor) -> None:
+    """Make the first layer the principal components of patches, the last one their inverse, and learn neither.
+
+    They are what a VAE is to other pipelines, a linear one. Filters of so many numbers, most of them noise, are learned
+    very slowly otherwise.
+    """
+    patches = functional.unfold(_floats(images), PATCH, stride=PATCH).transpose(1, 2).flatten(0, 1)
+    mean = patches.mean(0)
+    variances, components = (part[..., -COMPONENTS:] for part in torch.linalg.eigh(torch.cov(patches.T)))
+    into, out = (torch.linalg.qr(torch.randn(WIDTH, COMPONENTS)).Q for _ in range(2))
+    first = into @ (components / (1 + variances).sqrt()).T  # 1: of noise
+    last = components * variances.sqrt() @ out.T
+
+    def channels_last(rows: torch.Tensor) -> torch.Tensor:
+        return rows.unflatten(0, (-1, PATCH, PATCH)).movedim(0, 2).flatten(0, 2)
+
+    encoding, decoding = denoiser.pos_embed.proj, denoiser.proj_out
+    encoding.weight.copy_(first.view_as(encoding.weight))
+    encoding.bias.copy_(-first @ mean)
+    decoding.weight.copy_(channels_last(last))
+    decoding.bias.copy_(channels_last(mean))
+    for layer in (encoding, decoding):
+        layer.requires_grad_(requires_grad=False)
+
+
+def _floats(images: torch.Tensor) -> torch.Tensor:
+    """Images from -1 to 1."""
+    return images.float() / 127.5 - 1
 
 
 def scheduler() -> DPMSolverMultistepScheduler:
@@ -64,7 +106,6 @@ def scheduler() -> DPMSolverMultistepScheduler:
 
 def train(
     encoder: T5EncoderModel,
-    denoiser: PixArtTransformer2DModel,
     tokenizer: T5Tokenizer,
     scenes: Sequence[Scene],
     *,
@@ -72,26 +113,25 @@ def train(
     steps: int,
     state: Path,
 ) -> Trainer:
-    """Train both.
+    """Train both, the denoiser from the beginning.
 
     Args:
         encoder: pretrained.
-        denoiser: new.
         tokenizer: the encoder's.
         scenes: to draw.
         excluded: captions that are kept for scoring.
         steps: of training.
         state: file for going on.
     """
-    trainer = Trainer({"encoder": encoder, "denoiser": denoiser}, RATES, steps, state)
     images = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2)
+    denoiser = new_denoiser(images[:TYPICAL])
+    trainer = Trainer({"encoder": encoder, "denoiser": denoiser}, RATES, steps, state)
     for random in trainer.chunks("captions"):
         torch.manual_seed(trainer.done)
         chosen = random.choices(range(len(scenes)), k=CAPTIONS * CHUNK)
         texts = [_caption(scenes[index], excluded, random) for index in chosen]
         for batch in trainer.limit(batches(tokenizer(texts).input_ids, CAPTIONS, random)):
-            clean = images[[chosen[row] for row in batch.rows]].float() / 127.5 - 1
-            clean = clean.repeat(NOISES, 1, 1, 1)
+            clean = _floats(images[[chosen[row] for row in batch.rows]]).repeat(NOISES, 1, 1, 1)
             level = _noise_levels(len(clean))
             noisy = torch.lerp(clean, torch.randn_like(clean), level[:, None, None, None])
             with torch.autocast("cpu", torch.bfloat16):

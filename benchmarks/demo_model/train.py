@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from card import write_card
-from denoiser import new_denoiser, scheduler, train
+from denoiser import scheduler, train
 from encoder import pretrain
 from environments import cache_directory
 from words import train_tokenizer
@@ -55,9 +55,7 @@ def main() -> None:
     with sdpa_kernel(SDPBackend.MATH):  # in bf16, the fused kernel's backward pass is ten times slower on a CPU
         encoder = pretrain(tokenizer, scenes, arguments.lessons, arguments.work / "encoder.pt")
         state = arguments.work / "both.pt"
-        trainer = train(
-            encoder, new_denoiser(), tokenizer, scenes, excluded=excluded, steps=arguments.steps, state=state
-        )
+        trainer = train(encoder, tokenizer, scenes, excluded=excluded, steps=arguments.steps, state=state)
 
     for folder in ("text_encoder", "tokenizer", "transformer", "scheduler"):
         shutil.rmtree(arguments.output / folder, ignore_errors=True)
