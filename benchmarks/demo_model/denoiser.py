@@ -23,6 +23,12 @@ HEADS, HEAD_WIDTH, LAYERS, PATCH = 4, 48, 6, CELL
 WIDTH = HEADS * HEAD_WIDTH
 COMPONENTS = 96
 """Of a patch: they hold all but 0.003% of the variance."""
+NEIGHBOURS = 4
+"""How far neighbouring patches are apart for the position embedding, which is made for many more of them."""
+LOUDEST = 4.0
+"""Deviation of a component; the background's own would drown all others."""
+QUIET = 0.5
+"""What the first layer makes of noise of deviation 1: position embeddings must be heard above it."""
 TYPICAL = 5_000
 """Images that they are taken from."""
 CAPTIONS = 64
@@ -58,6 +64,7 @@ def new_denoiser(images: torch.Tensor) -> PixArtTransformer2DModel:
         patch_size=PATCH,
         caption_channels=CAPTION_WIDTH,
         use_additional_conditions=False,
+        interpolation_scale=1 / NEIGHBOURS,
     )
     _fix_ends(denoiser, images)
     return denoiser
@@ -73,9 +80,13 @@ def _fix_ends(denoiser: PixArtTransformer2DModel, images: torch.Tensor) -> None:
     patches = functional.unfold(_floats(images), PATCH, stride=PATCH).transpose(1, 2).flatten(0, 1)
     mean = patches.mean(0)
     variances, components = (part[..., -COMPONENTS:] for part in torch.linalg.eigh(torch.cov(patches.T)))
-    into, out = (torch.linalg.qr(torch.randn(WIDTH, COMPONENTS)).Q for _ in range(2))
-    first = into @ (components / (1 + variances).sqrt()).T  # 1: of noise
-    last = components * variances.sqrt() @ out.T
+    positions = denoiser.pos_embed.pos_embed[0].T
+    apart = torch.linalg.qr(torch.cat([positions, torch.randn(WIDTH, COMPONENTS)], 1)).Q
+    into, out = apart[:, positions.shape[1] :], torch.linalg.qr(torch.randn(WIDTH, COMPONENTS)).Q
+    deviations = variances.sqrt()
+    heard = deviations.clamp(max=LOUDEST)
+    first = QUIET * into @ (components * heard / deviations).T
+    last = components * heard @ out.T
 
     def channels_last(rows: torch.Tensor) -> torch.Tensor:
         return rows.unflatten(0, (-1, PATCH, PATCH)).movedim(0, 2).flatten(0, 2)

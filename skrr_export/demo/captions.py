@@ -1,7 +1,7 @@
 """What people might say of a scene: a grammar with synonyms, several orders, long and short ways, and idle talk.
 
-A caption never says what is wrong, but leaves things out, names attributes in later sentences ("the circle is red"),
-refers by order ("the second one is above the first"), and says what is not there.
+A caption never says what is wrong, but leaves things out (a background that is not mentioned is black), names
+attributes in later sentences ("the circle is red"), refers by order ("the second one is above the first"), and says what is not there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from skrr_export.demo.world import OPPOSITES, SHAPES, Relation, Scene, Thing, relation
+from skrr_export.demo.world import BACKGROUNDS, OPPOSITES, SHAPES, Relation, Scene, Thing, relation
 
 NOUNS = {
     "circle": ("circle", "circle", "disc"),
@@ -169,9 +169,10 @@ def _article(adjectives: Sequence[str], noun: str) -> str:
 def _finish(sentences: list[str], scene: Scene, random: Random) -> str:
     """Join sentences, with the background, idle talk, and what is not there now and then."""
     ground = random.choice(ADJECTIVES[scene.background])
-    if random.random() < 0.35:
+    is_said = scene.background != BACKGROUNDS[0] or random.random() < 0.3
+    if is_said and random.random() < 0.7:
         sentences[0] += random.choice((f" on a {ground} background", f" on {ground}", f", all on {ground} paper"))
-    elif random.random() < 0.2:
+    elif is_said:
         sentences.append(f"the background is {ground}")
     if random.random() < 0.25:
         sentences.insert(random.randrange(len(sentences) + 1), random.choice(IDLE))
