@@ -1,7 +1,8 @@
 """What people might say of a scene: a grammar with synonyms, several orders, long and short ways, and idle talk.
 
 A caption never says what is wrong, but leaves things out (a background that is not mentioned is black), names
-attributes in later sentences ("the circle is red"), refers by order ("the second one is above the first"), and says what is not there.
+attributes in later sentences ("the circle is red"), refers by order ("the second one is above the first"), and says
+what is not there.
 """
 
 from __future__ import annotations
