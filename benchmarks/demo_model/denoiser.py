@@ -27,7 +27,7 @@ NEIGHBOURS = 4
 """How far neighbouring patches are apart for the position embedding, which is made for many more of them."""
 LOUDEST = 4.0
 """Deviation of a component; the background's own would drown all others."""
-QUIET = 0.5
+QUIET = 1.0
 """What the first layer makes of noise of deviation 1: position embeddings must be heard above it."""
 TYPICAL = 5_000
 """Images that they are taken from."""
@@ -37,7 +37,7 @@ NOISES = 4
 """Noisy versions of each one's image: a pass of the encoder costs about as much as drawing one of them."""
 EMPTY = 0.1
 """Share of captions that are the empty prompt, which guidance needs."""
-RATES = {"encoder": 5e-4, "denoiser": 1e-3}
+RATES = {"encoder": 1e-3, "denoiser": 3e-3}
 SHIFT = 4.0
 """How far noise levels are moved towards noise, as in SD3. A patch of 300 numbers shows early what it will be: between
 76% and 96% of noise, where an image is decided on, lies a sixth of the cosine schedule, and two fifths of this one."""

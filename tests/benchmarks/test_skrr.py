@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from skrr_export.demo.model import MODEL
 from skrr_export.demo.sampling import Embedded
 from skrr_export.demo.tasks import CATEGORIES, draw_tasks, score
 from skrr_export.demo.world import SIDE
 from skrr_export.plan import Plan
 
+NEEDS_MODEL = pytest.mark.skipif(not MODEL.is_dir(), reason="the demo's model has yet to be trained")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MODULES = ("skrr", "skrr_measure", "skrr_plans", "skrr_plot", "skrr_statistics", "skrr_summary", "readme")
 DRAWS, COUNT = 2, 5
@@ -136,6 +138,7 @@ def test_a_plan_that_two_methods_found_is_one(bench: SimpleNamespace) -> None:
     assert one.key != subject(bench, "laco", 0.25, sources, merged={"name": "m", "sha256": "0"}).key
 
 
+@NEEDS_MODEL
 def test_results_lie_elsewhere_for_other_prompts(bench: SimpleNamespace, tmp_path: Path) -> None:
     made = [bench.skrr_plans.Settings(tmp_path, *counts) for counts in ((4, 2, 1), (5, 2, 1), (4, 3, 1), (4, 2, 2))]
     assert len({settings.directory for settings in made}) == len(made)
@@ -146,6 +149,7 @@ def test_results_lie_elsewhere_for_other_prompts(bench: SimpleNamespace, tmp_pat
     assert [task.prompt for task in made[0].tasks] == [task.prompt for seed in (0, 1) for task in draw_tasks(seed, 1)]
 
 
+@NEEDS_MODEL
 def test_what_was_measured_is_read_back(
     bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +214,7 @@ def test_scores_are_the_demos(bench: SimpleNamespace, prompts: Any) -> None:
     assert prompts.by_draw(met) == [met[: len(met) // 2].mean(), met[len(met) // 2 :].mean()]
 
 
+@NEEDS_MODEL
 def test_records_say_it_all_and_are_json(bench: SimpleNamespace, prompts: Any, measured: list[Any]) -> None:
     records = bench.skrr_summary.records_of(prompts, *measured[:1], measured[1:])
     assert json.loads(json.dumps(records, allow_nan=False)) == json.loads(json.dumps(records))
@@ -231,6 +236,7 @@ def test_records_say_it_all_and_are_json(bench: SimpleNamespace, prompts: Any, m
     assert paper["distance"]["value"] == pytest.approx(1)
 
 
+@NEEDS_MODEL
 def test_of_several_plans_the_mean_counts(bench: SimpleNamespace, prompts: Any, measured: list[Any]) -> None:
     one, other = (plan for plan in measured[1:] if plan.subject.label == "random" and plan.subject.wanted < 0.4)
     moved = bench.skrr_plans.Subject("random", 1, one.subject.wanted, other.subject.plan, Path())
@@ -245,6 +251,7 @@ def test_of_several_plans_the_mean_counts(bench: SimpleNamespace, prompts: Any, 
     assert found["distance"]["value"] == pytest.approx((one.distance.mean() + other.distance.mean()) / 2)
 
 
+@NEEDS_MODEL
 def test_tables_are_printed(
     bench: SimpleNamespace, prompts: Any, measured: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,6 +263,7 @@ def test_tables_are_printed(
     assert all(name in printed for name in (*CATEGORIES, *bench.skrr_measure.VARIANTS))
 
 
+@NEEDS_MODEL
 def test_the_readme_gets_a_row_a_method_the_best_first(
     bench: SimpleNamespace, prompts: Any, measured: list[Any], tmp_path: Path
 ) -> None:
@@ -281,6 +289,7 @@ def test_the_readme_gets_a_row_a_method_the_best_first(
     assert "\n\n\n" not in text
 
 
+@NEEDS_MODEL
 def test_the_picture_has_a_panel_for_each_way_and_a_point_for_each_plan(
     bench: SimpleNamespace, prompts: Any, measured: list[Any]
 ) -> None:
@@ -300,6 +309,7 @@ def test_the_picture_has_a_panel_for_each_way_and_a_point_for_each_plan(
     assert {"finercut", "dense encoder", "25%", "41%"} <= set(labels)
 
 
+@NEEDS_MODEL
 @pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")
 def test_a_model_that_draws_rubbish_has_tables_and_a_picture_too(
     bench: SimpleNamespace, prompts: Any, measured: list[Any], capsys: pytest.CaptureFixture[str]
@@ -315,6 +325,7 @@ def test_a_model_that_draws_rubbish_has_tables_and_a_picture_too(
     ET.fromstring(bench.skrr_plot.picture(records))
 
 
+@NEEDS_MODEL
 def test_higher_scores_lie_higher(bench: SimpleNamespace, prompts: Any, measured: list[Any]) -> None:
     drawn = bench.skrr_plot.picture(bench.skrr_summary.records_of(prompts, measured[0], measured[1:]))
     first = list(ET.fromstring(drawn).iter(f"{SVG}g"))[:24]
@@ -330,6 +341,7 @@ def test_higher_scores_lie_higher(bench: SimpleNamespace, prompts: Any, measured
     assert best[2] < worst[2]
 
 
+@NEEDS_MODEL
 def test_what_is_not_as_claimed_is_said(bench: SimpleNamespace, measured: list[Any]) -> None:
     plans = measured[1:]
     assert bench.skrr_summary.not_as_claimed(plans) == []

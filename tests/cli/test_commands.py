@@ -35,7 +35,6 @@ COMMANDS = [
     ["plan", "from-order"],
     ["plan", "show"],
     ["plan", "check"],
-    ["demo"],
 ]
 ORDER = ["plan", "from-order", "2,4,1", "--num-layers", "3", "--drop", "2", "--reuse", "4:0"]
 PROMPTS = ["a cat", "", "two dogs ☃ and 3 birds"]

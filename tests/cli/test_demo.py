@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from skrr_export.demo import costs, plans, running
+from skrr_export.demo.model import MODEL
 from skrr_export.demo.record import Demo
 from skrr_export.demo.running import DemoOptions
 from skrr_export.measure import verify as verifying
 from skrr_export.plan import Plan
 from tests.cli.conftest import Run
 from tests.demo.reports import changed, demo, verification
+
+pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason="the demo's model has yet to be trained")
 
 FAILURE = "drift, relative L2 0.2 exceeds 5e-05"
 
