@@ -2,8 +2,8 @@
 
     python benchmarks/demo_model/train.py [-o DIR] [--work DIR]
 
-Draws scenes, makes a tokenizer of their captions, trains the encoder on language alone and then together with the
-denoiser, and scores what is written. About an hour and a half on 2 cores. Stopped, it goes on where it was.
+Draws scenes, makes a tokenizer of their captions, trains the encoder on language alone and then the denoiser on what it
+says, and scores what is written. About an hour and a half on 2 cores. Stopped, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=MODEL, help="where the models go (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=cache_directory() / "demo_model", help="for going on after a stop")
     parser.add_argument("--lessons", type=int, default=1_000, help="steps of the encoder alone (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5_500, help="steps of both (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5_500, help="steps of the denoiser (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
 
@@ -59,7 +59,7 @@ def main() -> None:
 
     for folder in ("text_encoder", "tokenizer", "transformer", "scheduler"):
         shutil.rmtree(arguments.output / folder, ignore_errors=True)
-    trainer.averages["encoder"].to(torch.bfloat16).save_pretrained(arguments.output / "text_encoder")
+    encoder.to(torch.bfloat16).save_pretrained(arguments.output / "text_encoder")
     trainer.averages["denoiser"].to(torch.bfloat16).save_pretrained(arguments.output / "transformer")
     shutil.copytree(arguments.work / "tokenizer", arguments.output / "tokenizer")
     scheduler().save_pretrained(arguments.output / "scheduler")
