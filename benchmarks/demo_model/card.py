@@ -29,9 +29,9 @@ what `skrr-export` does to an encoder.
   the grammar in `skrr_export.demo.captions`. One colour of each shape, and for each pair of shapes two or three apart
   in the list one axis to be side by side on, never occur.
 - **Training**: `python benchmarks/demo_model/train.py`; {lessons:,} steps of the encoder alone (span corruption, and
-  saying what a caption is of) with batches of {batch}, then {steps:,} steps of the denoiser alone with batches of {captions}
-  captions, each image in {noises} noise levels; {empty:.0%} of the captions were empty. The weights are averages over
-  the last steps.
+  saying what a caption is of) with batches of {batch}, then {steps:,} steps of the denoiser alone with batches of
+  {captions} captions, each image in {noises} noise levels; {empty:.0%} of the captions were empty. The weights are
+  averages over the last steps.
 - **Sampling**: DPM-Solver++, {sampling} steps, guidance {guidance}.
 - **Scores** on prompts that training did not see, {count} of each category, {seeds} draws; in half of those that say
   colours or places, something said is held out of training ("new"):

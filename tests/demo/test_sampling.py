@@ -31,7 +31,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     denoiser = PixArtTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=3, out_channels=3, num_layers=2,
-        cross_attention_dim=16, sample_size=SIDE, patch_size=8, caption_channels=WIDTH, use_additional_conditions=False,
+        cross_attention_dim=16, sample_size=SIDE, patch_size=21, caption_channels=WIDTH,
+        use_additional_conditions=False,
     )  # fmt: skip
     with torch.no_grad():
         for parameter in denoiser.parameters():
