@@ -48,7 +48,7 @@ def write_card(model: Path, *, data: tuple[int, int], steps: tuple[int, int], se
     Args:
         model: directory of the models.
         data: how many scenes it was trained on, and the seed that they were drawn from.
-        steps: of training, of the encoder alone and of both.
+        steps: of training, of the encoder and of the denoiser.
         seeds: of draws of tasks.
         count: tasks in a category and draw.
     """

@@ -27,10 +27,8 @@ NEIGHBOURS = 4
 """How far neighbouring patches are apart for the position embedding, which is made for many more of them."""
 LOUDEST = 4.0
 """Deviation of a component; the background's own would drown all others."""
-QUIET = 1.0
-"""What the first layer makes of noise of deviation 1: position embeddings must be heard above it."""
 TYPICAL = 5_000
-"""Images that they are taken from."""
+"""Images that the components are taken from."""
 CAPTIONS = 64
 """Captions in a step."""
 NOISES = 4
@@ -39,7 +37,7 @@ EMPTY = 0.1
 """Share of captions that are the empty prompt, which guidance needs."""
 RATE = 1e-3
 SHIFT = 4.0
-"""How far noise levels are moved towards noise, as in SD3. A patch of 300 numbers shows early what it will be: between
+"""How far noise levels are moved towards noise, as in SD3. A patch of many numbers shows early what it will be: between
 76% and 96% of noise, where an image is decided on, lies a sixth of the cosine schedule, and two fifths of this one."""
 TIMESTEPS = 1000
 """What the denoiser is told of pure noise."""
@@ -85,7 +83,7 @@ def _fix_ends(denoiser: PixArtTransformer2DModel, images: torch.Tensor) -> None:
     into, out = apart[:, positions.shape[1] :], torch.linalg.qr(torch.randn(WIDTH, COMPONENTS)).Q
     deviations = variances.sqrt()
     heard = deviations.clamp(max=LOUDEST)
-    first = QUIET * into @ (components * heard / deviations).T
+    first = into @ (components * heard / deviations).T
     last = components * heard @ out.T
 
     def channels_last(rows: torch.Tensor) -> torch.Tensor:
@@ -123,8 +121,8 @@ def train(
     excluded: frozenset[str],
     steps: int,
     state: Path,
-) -> Trainer:
-    """Train a denoiser.
+) -> PixArtTransformer2DModel:
+    """Train a denoiser; the average of its last weights.
 
     Args:
         encoder: pretrained.
@@ -136,7 +134,7 @@ def train(
     """
     images = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2)
     denoiser = new_denoiser(images[:TYPICAL])
-    trainer = Trainer({"denoiser": denoiser}, {"denoiser": RATE}, steps, state)
+    trainer = Trainer(denoiser, RATE, steps, state)
     for random in trainer.chunks("captions"):
         torch.manual_seed(trainer.done)
         chosen = random.choices(range(len(scenes)), k=CAPTIONS * CHUNK)
@@ -157,7 +155,7 @@ def train(
             errors = (predicted.float() - clean).square().mean((1, 2, 3))
             weights = (1 + ((1 - level) / level).square()).clamp(max=HEAVIEST)  # 1 + signal to noise
             trainer.step((weights * errors).mean())
-    return trainer
+    return trainer.average
 
 
 def _caption(scene: Scene, excluded: frozenset[str], random: Random) -> str:

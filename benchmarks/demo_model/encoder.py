@@ -37,7 +37,7 @@ def configuration(tokenizer: T5Tokenizer) -> T5Config:
 def pretrain(tokenizer: T5Tokenizer, scenes: Sequence[Scene], steps: int, state: Path) -> T5EncoderModel:
     """Train with a small decoder, which is left behind."""
     model = T5ForConditionalGeneration(configuration(tokenizer))
-    trainer = Trainer({"model": model}, {"model": RATE}, steps, state)
+    trainer = Trainer(model, RATE, steps, state)
     for random in trainer.chunks("lessons"):
         questions, answers = lessons(random.choices(scenes, k=BATCH * CHUNK), tokenizer, random)
         for batch in trainer.limit(batches(questions, BATCH, random)):
@@ -46,7 +46,7 @@ def pretrain(tokenizer: T5Tokenizer, scenes: Sequence[Scene], steps: int, state:
                 result = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels)
             trainer.step(result.loss)
     encoder = T5EncoderModel(model.config)
-    weights = trainer.averages["model"].state_dict()
+    weights = trainer.average.state_dict()
     encoder.load_state_dict(
         {name: weight for name, weight in weights.items() if name.startswith(("shared", "encoder"))}
     )

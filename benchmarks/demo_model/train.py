@@ -54,13 +54,13 @@ def main() -> None:
     excluded = frozenset(task.prompt for seed in SCORED["seeds"] for task in draw_tasks(seed, SCORED["count"]))
     with sdpa_kernel(SDPBackend.MATH):  # in bf16, the fused kernel's backward pass is ten times slower on a CPU
         encoder = pretrain(tokenizer, scenes, arguments.lessons, arguments.work / "encoder.pt")
-        state = arguments.work / "both.pt"
-        trainer = train(encoder, tokenizer, scenes, excluded=excluded, steps=arguments.steps, state=state)
+        state = arguments.work / "denoiser.pt"
+        denoiser = train(encoder, tokenizer, scenes, excluded=excluded, steps=arguments.steps, state=state)
 
     for folder in ("text_encoder", "tokenizer", "transformer", "scheduler"):
         shutil.rmtree(arguments.output / folder, ignore_errors=True)
     encoder.to(torch.bfloat16).save_pretrained(arguments.output / "text_encoder")
-    trainer.averages["denoiser"].to(torch.bfloat16).save_pretrained(arguments.output / "transformer")
+    denoiser.to(torch.bfloat16).save_pretrained(arguments.output / "transformer")
     shutil.copytree(arguments.work / "tokenizer", arguments.output / "tokenizer")
     scheduler().save_pretrained(arguments.output / "scheduler")
     write_card(arguments.output, data=(SCENES, SEED), steps=(arguments.lessons, arguments.steps), **SCORED)

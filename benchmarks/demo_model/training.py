@@ -1,4 +1,4 @@
-"""Training steps that both stages share: optimiser, schedule, averages of the weights, and going on after a stop."""
+"""Training steps that both stages share: optimiser, schedule, an average of the weights, and going on after a stop."""
 
 from __future__ import annotations
 
@@ -23,23 +23,21 @@ SAVED_EVERY = 480
 
 
 class Trainer:
-    """Modules under training, an average of their weights, and how far they are."""
+    """A module under training, an average of its weights, and how far it is."""
 
-    def __init__(self, modules: dict[str, nn.Module], rates: dict[str, float], steps: int, state: Path) -> None:
+    def __init__(self, module: nn.Module, rate: float, steps: int, state: Path) -> None:
         """Prepare, or go on where an earlier run stopped.
 
         Args:
-            modules: by name.
-            rates: the learning rate of each.
+            module: to train.
+            rate: of learning.
             steps: of the whole training.
             state: file for going on.
         """
-        self.modules, self.steps, self.done = modules, steps, 0
-        self.averages = {name: copy.deepcopy(module).eval() for name, module in modules.items()}
+        self.module, self.steps, self.done = module, steps, 0
+        self.average = copy.deepcopy(module).eval()
         self._state, self._started, self._losses = state, time.monotonic(), list[float]()
-        groups = [{"params": list(module.parameters()), "lr": rates[name]} for name, module in modules.items()]
-        self._parameters = [parameter for group in groups for parameter in group["params"]]
-        self._optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+        self._optimiser = torch.optim.AdamW(module.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate)
         if state.exists():
             self._load()
@@ -63,11 +61,11 @@ class Trainer:
     def step(self, loss: torch.Tensor) -> None:
         """Learn from one batch."""
         loss.backward()
-        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self._optimiser.step()
         self._schedule.step()
         self._optimiser.zero_grad()
-        self._average()
+        self._follow()
         self.done += 1
         self._losses.append(loss.item())
         if self.done % 100 == 0:
@@ -78,16 +76,14 @@ class Trainer:
             self._save()
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def _follow(self) -> None:
         share = max(0.002, 1 / (self.done + 10)) if self.done > 10 else 1.0
-        for name, module in self.modules.items():
-            averages, parameters = list(self.averages[name].parameters()), list(module.parameters())
-            torch._foreach_lerp_(averages, parameters, share)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.module.parameters()), share)
 
     def _parts(self) -> dict[str, Any]:
         return {
-            **{f"module {name}": module for name, module in self.modules.items()},
-            **{f"average {name}": module for name, module in self.averages.items()},
+            "module": self.module,
+            "average": self.average,
             "optimiser": self._optimiser,
             "schedule": self._schedule,
         }

@@ -25,6 +25,7 @@ SENTINELS = 32
 """Tokens that stand for what span corruption took out; T5 has 100."""
 CHUNK = 16
 """Batches that are drawn at once and sorted by length, so that few tokens are padding."""
+_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 _SPELLED = -14.0
 """Log-probability of a single character: a word that the captions lack is spelled."""
 
@@ -70,9 +71,6 @@ def _sentencepiece_model(pieces: Iterable[tuple[str, float]]) -> bytes:
         model.pieces.add(piece=piece, score=score)
     model.trainer_spec.vocab_size = len(model.pieces)
     return model.SerializeToString()
-
-
-_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 
 
 def _spaced(text: str) -> str:

@@ -109,7 +109,7 @@ def _several(things: Sequence[Thing], wordings: Sequence[Wording], relate: float
     if where is not None and random.random() < relate:
         sentences += _related(names, wordings, where, opening, random)
     else:
-        sentences.append(opening + _listed(names))
+        sentences.append(opening + listed(names))
     sentences += [
         f"the {wording.noun} is {' and '.join(wording.later)}"
         for wording in random.sample(wordings, len(wordings))
@@ -129,16 +129,17 @@ def _related(
             return [" ".join((opening + names[0], place, names[1], *more))]
         case 1:
             first, second = (f"the {wording.noun}" for wording in wordings[:2])
-            return [opening + _listed(names), f"{first} is {place} {second}"]
+            return [opening + listed(names), f"{first} is {place} {second}"]
         case 2:
             return [f"{place} {names[1]} is {names[0]}"]
         case _:
             if where not in OPPOSITES or random.random() < 0.5:
-                return [opening + _listed(names), f"the first is {place} the second"]
-            return [opening + _listed(names), f"the second is {random.choice(PLACES[OPPOSITES[where]])} the first"]
+                return [opening + listed(names), f"the first is {place} the second"]
+            return [opening + listed(names), f"the second is {random.choice(PLACES[OPPOSITES[where]])} the first"]
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """One or several names, such as "a circle, a ring and a cross"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count, permutations
+from itertools import permutations
 from random import Random
 from typing import Literal
 
@@ -100,7 +100,9 @@ def training_scenes(random: Random) -> Iterator[Scene]:
     """Scenes without end, and without what is held out; most are of two things that differ."""
     while True:
         [kind] = random.choices(list(_KINDS), weights=(15, 15, 45, 10, 15))
-        yield next(scene for _ in count() if is_trained(scene := draw_scene(kind, random)))
+        while not is_trained(scene := draw_scene(kind, random)):
+            pass
+        yield scene
 
 
 def draw_scene(kind: Kind, random: Random) -> Scene:

@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from skrr_export.demo.captions import listed
 from skrr_export.demo.images import Image, read
 from skrr_export.demo.record import Demo, Variant
 from skrr_export.demo.sampling import Images
@@ -97,9 +98,7 @@ def _cell(variant: Variant, image: Image, met: bool) -> Markup:
 def describe(image: Image) -> str:
     """What the judge sees in an image, in words."""
     things = [f"a {thing.size} {thing.texture} {thing.colour} {thing.shape}" for thing in read(image).things]
-    if not things:
-        return "no shape that it knows"
-    return things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"
+    return listed(things) if things else "no shape that it knows"
 
 
 def _data(image: Image) -> str:
