@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import torch
@@ -13,9 +12,8 @@ from encoder import WIDTH as CAPTION_WIDTH
 from torch.nn import functional
 from training import Trainer
 from transformers import T5EncoderModel, T5Tokenizer
-from words import CHUNK, batches
+from words import CHUNK, batches, new_caption
 
-from skrr_export.demo.captions import caption
 from skrr_export.demo.images import draw
 from skrr_export.demo.world import CELL, SIDE, Scene
 
@@ -138,7 +136,7 @@ def train(
     for random in trainer.chunks("captions"):
         torch.manual_seed(trainer.done)
         chosen = random.choices(range(len(scenes)), k=CAPTIONS * CHUNK)
-        texts = [_caption(scenes[index], excluded, random) for index in chosen]
+        texts = ["" if random.random() < EMPTY else new_caption(scenes[i], excluded, random) for i in chosen]
         for batch in trainer.limit(batches(tokenizer(texts).input_ids, CAPTIONS, random)):
             clean = _floats(images[[chosen[row] for row in batch.rows]]).repeat(NOISES, 1, 1, 1)
             level = _noise_levels(len(clean))
@@ -156,12 +154,6 @@ def train(
             weights = (1 + ((1 - level) / level).square()).clamp(max=HEAVIEST)  # 1 + signal to noise
             trainer.step((weights * errors).mean())
     return trainer.average
-
-
-def _caption(scene: Scene, excluded: frozenset[str], random: Random) -> str:
-    while (text := caption(scene, random)) in excluded:
-        pass
-    return "" if random.random() < EMPTY else text
 
 
 def _noise_levels(count: int) -> torch.Tensor:

@@ -34,12 +34,24 @@ def configuration(tokenizer: T5Tokenizer) -> T5Config:
     )
 
 
-def pretrain(tokenizer: T5Tokenizer, scenes: Sequence[Scene], steps: int, state: Path) -> T5EncoderModel:
-    """Train with a small decoder, which is left behind."""
+def pretrain(
+    tokenizer: T5Tokenizer, scenes: Sequence[Scene], *, excluded: frozenset[str], steps: int, state: Path
+) -> T5EncoderModel:
+    """Train with a small decoder, which is left behind.
+
+    Args:
+        tokenizer: the encoder's.
+        scenes: to caption.
+        excluded: captions that are kept for scoring.
+        steps: of training.
+        state: file for going on.
+    """
     model = T5ForConditionalGeneration(configuration(tokenizer))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(WIDTH**-0.5)  # as T5 scales what goes into a head that shares the embedding
     trainer = Trainer(model, RATE, steps, state)
     for random in trainer.chunks("lessons"):
-        questions, answers = lessons(random.choices(scenes, k=BATCH * CHUNK), tokenizer, random)
+        questions, answers = lessons(random.choices(scenes, k=BATCH * CHUNK), tokenizer, excluded, random)
         for batch in trainer.limit(batches(questions, BATCH, random)):
             labels = padded([answers[row] for row in batch.rows], -100)
             with torch.autocast("cpu", torch.bfloat16):

@@ -53,9 +53,9 @@ def main() -> None:
     tokenizer = train_tokenizer((caption(scene, random) for scene in scenes), arguments.work / "tokenizer")
     excluded = frozenset(task.prompt for seed in SCORED["seeds"] for task in draw_tasks(seed, SCORED["count"]))
     with sdpa_kernel(SDPBackend.MATH):  # in bf16, the fused kernel's backward pass is ten times slower on a CPU
-        encoder = pretrain(tokenizer, scenes, arguments.lessons, arguments.work / "encoder.pt")
-        state = arguments.work / "denoiser.pt"
-        denoiser = train(encoder, tokenizer, scenes, excluded=excluded, steps=arguments.steps, state=state)
+        work, kept = arguments.work, {"excluded": excluded}
+        encoder = pretrain(tokenizer, scenes, **kept, steps=arguments.lessons, state=work / "encoder.pt")
+        denoiser = train(encoder, tokenizer, scenes, **kept, steps=arguments.steps, state=work / "denoiser.pt")
 
     for folder in ("text_encoder", "tokenizer", "transformer", "scheduler"):
         shutil.rmtree(arguments.output / folder, ignore_errors=True)

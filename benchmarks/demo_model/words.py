@@ -18,13 +18,15 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from torch import Tensor
 from transformers import T5Tokenizer
 
-from skrr_export.demo.captions import caption
+from skrr_export.demo.captions import caption, in_reading_order
 from skrr_export.demo.world import Scene, relation
 
 SENTINELS = 32
 """Tokens that stand for what span corruption took out; T5 has 100."""
 CHUNK = 16
 """Batches that are drawn at once and sorted by length, so that few tokens are padding."""
+CORRUPTED = 0.25
+"""Share of lessons that are span corruption."""
 _CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 _SPELLED = -14.0
 """Log-probability of a single character: a word that the captions lack is spelled."""
@@ -106,15 +108,25 @@ def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
     return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
 
 
-def lessons(scenes: Sequence[Scene], tokenizer: T5Tokenizer, random: Random) -> tuple[list[list[int]], list[list[int]]]:
-    """What the encoder reads and the decoder shall answer: half span corruption, half saying what a caption is of."""
+def new_caption(scene: Scene, excluded: frozenset[str], random: Random) -> str:
+    """A caption that is none of those that are kept for scoring."""
+    while (text := caption(scene, random)) in excluded:
+        pass
+    return text
+
+
+def lessons(
+    scenes: Sequence[Scene], tokenizer: T5Tokenizer, excluded: frozenset[str], random: Random
+) -> tuple[list[list[int]], list[list[int]]]:
+    """What the encoder reads and the decoder shall answer: span corruption, or saying what a caption is of."""
     end = tokenizer.eos_token_id
     sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{index}>" for index in range(SENTINELS)])
-    captions = tokenizer([caption(scene, random) for scene in scenes], add_special_tokens=False).input_ids
+    texts = [new_caption(scene, excluded, random) for scene in scenes]
+    captions = tokenizer(texts, add_special_tokens=False).input_ids
     facts = tokenizer([describe(scene) for scene in scenes], add_special_tokens=False).input_ids
     questions, answers = [], []
     for text, fact in zip(captions, facts, strict=True):
-        question, answer = _corrupt(text, sentinels, random) if random.random() < 0.5 else (text, fact)
+        question, answer = _corrupt(text, sentinels, random) if random.random() < CORRUPTED else (text, fact)
         questions.append([*question, end])
         answers.append([*answer, end])
     return questions, answers
@@ -122,9 +134,9 @@ def lessons(scenes: Sequence[Scene], tokenizer: T5Tokenizer, random: Random) -> 
 
 def describe(scene: Scene) -> str:
     """All there is to say of a scene, in one fixed way."""
-    things = sorted(scene.things, key=lambda thing: (thing.shape, thing.x, thing.y))
+    things = in_reading_order(scene.things)
     looks = [f"{thing.size} {thing.texture} {thing.colour} {thing.shape}" for thing in things]
-    places = [relation(one, other) or "with" for one, other in pairwise(things)]
+    places = [relation(one, other) for one, other in pairwise(things)]
     words = [word for look, place in zip(looks, [*places, "on"], strict=True) for word in (look, place)]
     return " ".join([*words, scene.background])
 

@@ -1,13 +1,13 @@
 """What people might say of a scene: a grammar with synonyms, several orders, long and short ways, and idle talk.
 
-A caption never says what is wrong, but leaves things out (a background that is not mentioned is black), names
-attributes in later sentences ("the circle is red"), refers by order ("the second one is above the first"), and says
-what is not there.
+A caption never says what is wrong, but leaves out what is usual: if nothing else is said, things are large and plain,
+on black, and stand in a row in the order in which they are named. It names attributes in later sentences ("the circle
+is red"), refers by order ("the second is above the first"), and says what is not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -55,6 +55,10 @@ IDLE = (
     "as simple as it can be",
     "someone asked for it twice",
 )
+LINES = {
+    "row": ("", "", "", " in a row", " side by side"),
+    "column": (" in a column", " stacked", " from top to bottom"),
+}
 TWO, THREE = ("two", "two", "a pair of", "2"), ("three", "three", "a trio of", "3")
 
 
@@ -67,75 +71,97 @@ class Wording:
     later: tuple[str, ...]
 
 
-Chances = Mapping[str, float]
-"""How often each of a thing's attributes is said."""
-USUAL: Chances = {"size": 0.35, "texture": 0.35, "colour": 0.85}
+USUAL = {"size": "large", "texture": "plain"}
+"""What a thing is that nothing else is said of."""
+COLOUR_SAID = 0.85
+"""How often a thing's colour is said, which is open else."""
+_USUAL_SAID = 0.3
+"""How often what is usual is said all the same."""
 
 
-def caption(scene: Scene, random: Random, *, chances: Chances = USUAL, relate: float = 0.6) -> str:
+def caption(scene: Scene, random: Random, *, colour: float = COLOUR_SAID, relate: float = 0.6) -> str:
     """Describe a scene in one of very many ways.
 
     Args:
         scene: what is shown.
         random: chooses.
-        chances: how often each attribute is said, of a shape that always is.
-        relate: how often it is said where one thing is as seen from another.
+        colour: how often a thing's colour is said.
+        relate: how often it is said of two things that stand side by side how they do.
     """
-    looks = {(thing.shape, thing.colour, thing.size, thing.texture) for thing in scene.things}
-    if len(looks) < len(scene.things):
-        return _finish(_alike(scene.things, chances, random), scene, random)
-    things = random.sample(scene.things, len(scene.things))
-    if len(things) == 2 and relation(things[0], things[1]) is None:
-        things.reverse()  # the inner one first: no word here says that one thing holds another
-    later = 0.7 if random.random() < 0.3 else 0.0
-    wordings = [_wording(thing, chances, later, random) for thing in things]
-    return _finish(_several(things, wordings, relate, random), scene, random)
+    things = in_reading_order(scene.things)
+    if len({(thing.shape, thing.colour, thing.size, thing.texture) for thing in things}) < len(things):
+        sentences = _alike(things, colour, random)
+    elif len(things) == 2 and (relation(*things) == "inside" or random.random() < relate):
+        sentences = _related(things, colour, random)
+    else:
+        sentences = _listed(things, colour, random)
+    return _finish(sentences, scene, random)
 
 
-def _alike(things: Sequence[Thing], chances: Chances, random: Random) -> list[str]:
-    word = _wording(things[0], chances, 0.0, random)
+def in_reading_order(things: Sequence[Thing]) -> list[Thing]:
+    """Things from the top left; of two in one place, the inner one first."""
+    return sorted(things, key=lambda thing: (thing.y, thing.x, thing.radius))
+
+
+def _alike(things: Sequence[Thing], colour: float, random: Random) -> list[str]:
+    word = _wording(things[0], colour, 0.0, random)
     number = random.choice(TWO if len(things) == 2 else THREE)
     plural = word.noun + ("es" if word.noun.endswith(("s", "x")) else "s")
     opening = random.choice(OPENINGS).replace("there is", "there are")
-    return [opening + " ".join((number, *word.adjectives, plural))]
+    return [opening + " ".join((number, *word.adjectives, plural)) + _line(things, random)]
 
 
-def _several(things: Sequence[Thing], wordings: Sequence[Wording], relate: float, random: Random) -> list[str]:
-    """One to three things that differ: all of them, perhaps how two of them stand, and what was left for later."""
+def _listed(things: Sequence[Thing], colour: float, random: Random) -> list[str]:
+    """Name one to three things that differ."""
+    wordings = _wordings(things, colour, random)
     names = [_name(wording, random) for wording in wordings]
-    opening = random.choice(OPENINGS)
-    where = relation(things[0], things[1]) if len(things) > 1 else None
-    sentences = []
-    if where is not None and random.random() < relate:
-        sentences += _related(names, wordings, where, opening, random)
-    else:
-        sentences.append(opening + listed(names))
-    sentences += [
+    return [random.choice(OPENINGS) + listed(names) + _line(things, random), *_later(wordings, random)]
+
+
+def _line(things: Sequence[Thing], random: Random) -> str:
+    """How several things stand together: a column is always said."""
+    if len(things) == 1:
+        return ""
+    return random.choice(LINES["column" if things[0].x == things[1].x else "row"])
+
+
+def _related(things: Sequence[Thing], colour: float, random: Random) -> list[str]:
+    """Name two things, and say how one stands to the other in the same sentence or the next."""
+    one, other = things
+    where = relation(one, other)
+    if where is None:
+        raise ValueError(f"no word says how {one} stands to {other}")
+    if where in OPPOSITES and random.random() < 0.5:  # no word here says that one thing holds another
+        one, other, where = other, one, OPPOSITES[where]
+    wordings = _wordings((one, other), colour, random)
+    names, opening = [_name(wording, random) for wording in wordings], random.choice(OPENINGS)
+    place = random.choice(PLACES[where])
+    match random.randrange(4):
+        case 0:
+            sentences = [f"{opening}{names[0]} {place} {names[1]}"]
+        case 1:
+            first, second = (f"the {wording.noun}" for wording in wordings)
+            sentences = [opening + listed(names), f"{first} is {place} {second}"]
+        case 2:
+            sentences = [f"{place} {names[1]} is {names[0]}"]
+        case _:
+            sentences = [opening + listed(names), _ordinal(where, place, random)]
+    return [*sentences, *_later(wordings, random)]
+
+
+def _ordinal(where: Relation, place: str, random: Random) -> str:
+    if where in OPPOSITES and random.random() < 0.5:
+        return f"the second is {random.choice(PLACES[OPPOSITES[where]])} the first"
+    return f"the first is {place} the second"
+
+
+def _later(wordings: Sequence[Wording], random: Random) -> list[str]:
+    """What was left to say of things, in any order."""
+    return [
         f"the {wording.noun} is {' and '.join(wording.later)}"
         for wording in random.sample(wordings, len(wordings))
         if wording.later
     ]
-    return sentences
-
-
-def _related(
-    names: Sequence[str], wordings: Sequence[Wording], where: Relation, opening: str, random: Random
-) -> list[str]:
-    """Say how the first thing stands to the second, in the same sentence or the next."""
-    place = random.choice(PLACES[where])
-    more = [f"and {name}" for name in names[2:]]
-    match random.randrange(4 if len(names) == 2 else 2):
-        case 0:
-            return [" ".join((opening + names[0], place, names[1], *more))]
-        case 1:
-            first, second = (f"the {wording.noun}" for wording in wordings[:2])
-            return [opening + listed(names), f"{first} is {place} {second}"]
-        case 2:
-            return [f"{place} {names[1]} is {names[0]}"]
-        case _:
-            if where not in OPPOSITES or random.random() < 0.5:
-                return [opening + listed(names), f"the first is {place} the second"]
-            return [opening + listed(names), f"the second is {random.choice(PLACES[OPPOSITES[where]])} the first"]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -143,13 +169,21 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _wording(thing: Thing, chances: Chances, later: float, random: Random) -> Wording:
+def _wordings(things: Sequence[Thing], colour: float, random: Random) -> list[Wording]:
+    later = 0.7 if random.random() < 0.3 else 0.0
+    return [_wording(thing, colour, later, random) for thing in things]
+
+
+def _wording(thing: Thing, colour: float, later: float, random: Random) -> Wording:
     """Choose what is said of a thing, and how much of it `later`."""
-    said = [
-        random.choice(ADJECTIVES[getattr(thing, attribute)])
-        for attribute, chance in chances.items()
-        if random.random() < chance
+    values = [
+        value
+        for attribute, usual in USUAL.items()
+        if (value := getattr(thing, attribute)) != usual or random.random() < _USUAL_SAID
     ]
+    if random.random() < colour:
+        values.append(thing.colour)
+    said = [random.choice(ADJECTIVES[value]) for value in values]
     if random.random() < 0.2:
         random.shuffle(said)
     now = [word for word in said if random.random() >= later]

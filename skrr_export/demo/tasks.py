@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from skrr_export.demo.captions import caption
+from skrr_export.demo.captions import COLOUR_SAID, caption, in_reading_order
 from skrr_export.demo.images import Image, read
-from skrr_export.demo.world import Kind, Relation, Thing, draw_scene, is_held_out, is_held_out_relation, relation
+from skrr_export.demo.world import Kind, Relation, Thing, draw_scene, is_trained, relation
 
 _KINDS: dict[str, tuple[Kind, ...]] = {
     "single object": ("single",),
@@ -23,7 +23,7 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
     "position": ("pair", "pair", "pair", "pair", "inside"),
     "colour attribution": ("pair",),
 }
-_SAY_COLOURS = ("colours", "colour attribution")
+_COLOURS_COUNT, _PLACE_COUNTS = ("colours", "colour attribution"), "position"
 CATEGORIES = tuple(_KINDS)
 
 
@@ -34,16 +34,11 @@ class Task:
     prompt: str
     category: str
     wanted: tuple[tuple[str, str | None], ...]
-    """Shapes, each with its colour if that was said; as often as it must be there."""
+    """Shapes, each with its colour if that counts; as often as it must be there."""
     where: Relation | None = None
-    """Where the first is as seen from the second."""
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether nothing that is said is held out of training."""
-        if any(colour is not None and is_held_out(shape, colour) for shape, colour in self.wanted):
-            return False
-        return self.where is None or not is_held_out_relation(self.wanted[0][0], self.where, self.wanted[1][0])
+    """Where the first is as seen from the second, if that counts."""
+    is_trained: bool = True
+    """Whether the scene that the prompt is of has nothing that is held out of training."""
 
     def is_met(self, image: Image) -> bool:
         """Whether an image, uint8 `[SIDE, SIDE, 3]`, shows what was asked."""
@@ -58,26 +53,32 @@ class Task:
 
 
 def draw_tasks(seed: int, count: int) -> list[Task]:
-    """Draw prompts; in half of those that say colours or places, something said is held out of training.
+    """Draw prompts; half of those whose colours or places count are of scenes with something held out of training.
 
     Args:
         seed: two seeds give two sets.
         count: tasks in each category.
     """
     random = Random(f"tasks {seed}")  # noqa: S311
-    return [_draw(category, random, is_trained=index % 2 == 0) for category in CATEGORIES for index in range(count)]
+    return [
+        _draw(category, random, trained=category not in (*_COLOURS_COUNT, _PLACE_COUNTS) or index % 2 == 0)
+        for category in CATEGORIES
+        for index in range(count)
+    ]
 
 
-def _draw(category: str, random: Random, *, is_trained: bool) -> Task:
-    chances, relate = {"colour": float(category in _SAY_COLOURS)}, float(category == "position")
-    while True:
-        scene = draw_scene(random.choice(_KINDS[category]), random)
-        things = scene.things
-        wanted = tuple((thing.shape, thing.colour if chances["colour"] else None) for thing in things)
-        where = relation(*things) if relate and len(things) == 2 else None
-        task = Task(caption(scene, random, chances=chances, relate=relate), category, wanted, where)
-        if not (chances["colour"] or relate) or task.is_trained == is_trained:
-            return task
+def _draw(category: str, random: Random, *, trained: bool) -> Task:
+    while is_trained(scene := draw_scene(random.choice(_KINDS[category]), random)) != trained:
+        pass
+    colours_count, place_counts = category in _COLOURS_COUNT, category == _PLACE_COUNTS
+    things = in_reading_order(scene.things)
+    return Task(
+        prompt=caption(scene, random, colour=1.0 if colours_count else COLOUR_SAID, relate=float(place_counts)),
+        category=category,
+        wanted=tuple((thing.shape, thing.colour if colours_count else None) for thing in things),
+        where=relation(*things) if place_counts else None,
+        is_trained=trained,
+    )
 
 
 def score(tasks: Sequence[Task], images: Iterable[Image]) -> dict[str, float]:

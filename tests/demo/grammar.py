@@ -48,6 +48,7 @@ LOOK, NOUN, GROUND = _any("size", "colour", "texture"), _any("shape"), _any("bac
 PLACE, COUNT = _any("where"), _any("count")
 PHRASE = f"(?:{COUNT}) (?:(?:{LOOK}) )*(?:{NOUN}|{'|'.join(PLURALS)})s?(?: that is (?:{LOOK}))?"
 OPENING = re.compile("(?:a picture of|an image of|a drawing of|there is|there are|we see) ")
+LINE = re.compile(" (?:(in a row|side by side)|(in a column|stacked|from top to bottom))$")
 ON = re.compile(f"(?: on a ({GROUND}) background| on ({GROUND})|, all on ({GROUND}) paper)$")
 
 
@@ -59,6 +60,8 @@ class Said:
     """How many there are, and their attributes; in the order in which they are named."""
     places: list[tuple[str, str, str]] = field(default_factory=list)
     """A shape, where it is, and the shape as seen from which."""
+    line: str = ""
+    """"row" or "column", where several things are said to stand in one."""
     later: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     """A shape, and what another sentence says of it."""
     grounds: list[str] = field(default_factory=list)
@@ -105,6 +108,10 @@ def _read_sentence(sentence: str, said: Said) -> None:
     if opening := OPENING.match(sentence):
         sentence = sentence[opening.end() :]
     if not (_read_remark(sentence, said) or _read_place(sentence, said) or _read_places_of_new(sentence, said)):
+        if line := LINE.search(sentence):
+            assert not said.line
+            said.line = "row" if line[1] else "column"
+            sentence = sentence[: line.start()]
         found = re.fullmatch(f"({PHRASE})((?:, {PHRASE})*)(?: and ({PHRASE}))?", sentence)
         assert found, sentence
         for phrase in (found[1], *re.findall(PHRASE, found[2]), found[3]):
@@ -140,8 +147,8 @@ def _read_places_of_new(sentence: str, said: Said) -> bool:
     if found := re.fullmatch(f"({PLACE}) ({PHRASE}) is ({PHRASE})", sentence):
         other, one = (_read_thing(found[index], said) for index in (2, 3))
         place = found[1]
-    elif found := re.fullmatch(f"({PHRASE}) ({PLACE}) ({PHRASE})(?: and ({PHRASE}))?", sentence):
-        one, other, *_ = [_read_thing(phrase, said) for phrase in found.group(1, 3, 4) if phrase]
+    elif found := re.fullmatch(f"({PHRASE}) ({PLACE}) ({PHRASE})", sentence):
+        one, other = (_read_thing(found[index], said) for index in (1, 3))
         place = found[2]
     else:
         return False
