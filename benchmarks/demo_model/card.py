@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from denoiser import CAPTIONS, EMPTY, NOISES, PATCH
+from denoiser import BATCH as DENOISER_BATCH
+from denoiser import EMPTY, PATCH
 from denoiser import LAYERS as DENOISER_LAYERS
 from denoiser import WIDTH as DENOISER_WIDTH
 from encoder import BATCH, LAYERS, WIDTH
@@ -30,8 +31,7 @@ what `skrr-export` does to an encoder.
   in the list one axis to be side by side on, never occur.
 - **Training**: `python benchmarks/demo_model/train.py`; {lessons:,} steps of the encoder alone (span corruption, and
   saying what a caption is of) with batches of {batch}, then {steps:,} steps of the denoiser alone with batches of
-  {captions} captions, each image in {noises} noise levels; {empty:.0%} of the captions were empty. The weights are
-  averages over the last steps.
+  {drawn}; {empty:.0%} of the captions were empty. The weights are averages over the last steps.
 - **Sampling**: DPM-Solver++, {sampling} steps, guidance {guidance}.
 - **Scores** on prompts that training did not see, {count} of each category, {seeds} draws; in half of those that say
   colours or places, something said is held out of training ("new"):
@@ -77,8 +77,7 @@ def write_card(model: Path, *, data: tuple[int, int], steps: tuple[int, int], se
         lessons=steps[0],
         steps=steps[1],
         batch=BATCH,
-        captions=CAPTIONS,
-        noises=NOISES,
+        drawn=DENOISER_BATCH,
         empty=EMPTY,
         sampling=STEPS,
         guidance=GUIDANCE,
