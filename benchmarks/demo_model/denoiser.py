@@ -66,8 +66,9 @@ class Components:
         The square of a component's error counts by the inverse of its deviation: that of the background's colour is 25,
         of most that tell one shape from another below 1.
         """
-        filters = (self.directions / self.deviations.sqrt()).T.reshape(-1, 3, PATCH, PATCH)
-        return functional.conv2d(difference, filters, stride=PATCH).square().sum((1, 2, 3)) / difference[0].numel()
+        patches = functional.unfold(difference, PATCH, stride=PATCH).transpose(1, 2)
+        errors = patches @ (self.directions / self.deviations.sqrt())
+        return errors.square().sum((1, 2)) / difference[0].numel()
 
 
 def new_denoiser(components: Components) -> PixArtTransformer2DModel:
@@ -141,14 +142,14 @@ def train(
     """Train a denoiser; the average of its last weights.
 
     Args:
-        encoder: pretrained.
+        encoder: pretrained, in bf16, as it ships.
         tokenizer: the encoder's.
         scenes: to draw.
         excluded: captions that are kept for scoring.
         steps: of training.
         state: file for going on.
     """
-    images = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2).contiguous()
     components = Components.of(images[:TYPICAL])
     trainer = Trainer(new_denoiser(components), RATE, steps, state)
     for random in trainer.chunks("captions"):
@@ -159,7 +160,7 @@ def train(
             clean = _floats(images[[chosen[row] for row in batch.rows]])
             level = _noise_levels(len(clean))
             noisy = torch.lerp(clean, torch.randn_like(clean), level[:, None, None, None])
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
                 rows = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
             with torch.autocast("cpu", torch.bfloat16):
                 predicted = trainer.module(

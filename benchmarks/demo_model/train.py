@@ -3,7 +3,8 @@
     python benchmarks/demo_model/train.py [-o DIR] [--work DIR]
 
 Draws scenes, makes a tokenizer of their captions, trains the encoder on language alone and then the denoiser on what it
-says, and scores what is written. About an hour and a half on 2 cores. Stopped, it goes on where it was.
+says, searches the plans of `skrr-export demo --fast`, and scores what is written. About an hour and a half on 2 cores.
+Stopped, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from encoder import pretrain
 from environments import cache_directory
 from words import train_tokenizer
 
+from skrr_export.demo import plans
 from skrr_export.demo.captions import caption
 from skrr_export.demo.tasks import draw_tasks
 from skrr_export.demo.world import training_scenes
+from skrr_export.staging import write_file
 
 SEED = 0
 SCENES = 60_000
@@ -54,15 +57,21 @@ def main() -> None:
     excluded = frozenset(task.prompt for seed in SCORED["seeds"] for task in draw_tasks(seed, SCORED["count"]))
     with sdpa_kernel(SDPBackend.MATH):  # in bf16, the fused kernel's backward pass is ten times slower on a CPU
         work, kept = arguments.work, {"excluded": excluded}
-        encoder = pretrain(tokenizer, scenes, **kept, steps=arguments.lessons, state=work / "encoder.pt")
+        encoder = pretrain(tokenizer, scenes, **kept, steps=arguments.lessons, state=work / "encoder.pt").to(
+            torch.bfloat16
+        )
         denoiser = train(encoder, tokenizer, scenes, **kept, steps=arguments.steps, state=work / "denoiser.pt")
 
     for folder in ("text_encoder", "tokenizer", "transformer", "scheduler"):
         shutil.rmtree(arguments.output / folder, ignore_errors=True)
-    encoder.to(torch.bfloat16).save_pretrained(arguments.output / "text_encoder")
+    encoder.save_pretrained(arguments.output / "text_encoder")
     denoiser.to(torch.bfloat16).save_pretrained(arguments.output / "transformer")
     shutil.copytree(arguments.work / "tokenizer", arguments.output / "tokenizer")
     scheduler().save_pretrained(arguments.output / "scheduler")
+    shipped = arguments.output / plans.SHIPPED.name
+    shipped.mkdir(exist_ok=True)
+    for name, file in plans.FILES.items():
+        write_file(shipped / file, plans.search_plan(name, plans.SPARSITY, model=arguments.output).to_json().encode())
     write_card(arguments.output, data=(SCENES, SEED), steps=(arguments.lessons, arguments.steps), **SCORED)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from skrr_export.demo.model import MODEL, calibration_captions
 from skrr_export.errors import InputError
 from skrr_export.plan import Plan
-from skrr_export.progress import Progress
+from skrr_export.progress import Progress, silent
 from skrr_export.searching import SearchOptions, search_plans
 
 SPARSITY = 0.33
@@ -22,12 +23,13 @@ SHIPPED = MODEL / "plans"
 _METHODS: dict[str, dict[str, Any]] = {"skip": {"method": "skrr", "reuse": False}, "skrr": {"method": "skrr+"}}
 
 
-def search_plan(name: str, sparsity: float, *, progress: Progress) -> Plan:
+def search_plan(name: str, sparsity: float, *, model: Path = MODEL, progress: Progress = silent) -> Plan:
     """Search a plan for the shipped encoder.
 
     Args:
         name: of the encoder that will run it, a key of `FILES`.
         sparsity: share of the parameters to do without.
+        model: directory of another encoder and denoiser, laid out as `MODEL` is.
         progress: told how far the search is.
 
     Raises:
@@ -35,13 +37,13 @@ def search_plan(name: str, sparsity: float, *, progress: Progress) -> Plan:
     """
     options = SearchOptions(
         sparsities=(sparsity,),
-        denoiser=MODEL / "transformer",
+        denoiser=model / "transformer",
         prompts=calibration_captions(CAPTIONS),
         subfolder="text_encoder",
-        tokenizer=MODEL / "tokenizer",
+        tokenizer=model / "tokenizer",
         **_METHODS[name],
     )
-    [plan] = search_plans(MODEL, options, progress=progress)
+    [plan] = search_plans(model, options, progress=progress)
     return plan
 
 
