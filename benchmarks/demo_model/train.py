@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=MODEL, help="where the models go (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=cache_directory() / "demo_model", help="for going on after a stop")
     parser.add_argument("--lessons", type=int, default=1_600, help="steps of the encoder alone (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=10_000, help="steps of the denoiser (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=7_000, help="steps of the denoiser (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
 

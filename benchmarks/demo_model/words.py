@@ -135,7 +135,7 @@ def lessons(
 def describe(scene: Scene) -> str:
     """All there is to say of a scene, in one fixed way."""
     things = in_reading_order(scene.things)
-    looks = [f"{thing.size} {thing.texture} {thing.colour} {thing.shape}" for thing in things]
+    looks = [f"{thing.shape} {thing.colour} {thing.size} {thing.texture}" for thing in things]
     places = [relation(one, other) for one, other in pairwise(things)]
     words = [word for look, place in zip(looks, [*places, "on"], strict=True) for word in (look, place)]
     return " ".join([*words, scene.background])
