@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -25,19 +25,31 @@ SAVED_EVERY = 480
 class Trainer:
     """A module under training, an average of its weights, and how far it is."""
 
-    def __init__(self, module: nn.Module, rate: float, steps: int, state: Path) -> None:
+    def __init__(
+        self, module: nn.Module, rate: float, steps: int, state: Path, *, faster: Mapping[str, float] = {}
+    ) -> None:
         """Prepare, or go on where an earlier run stopped.
 
         Args:
             module: to train.
             rate: of learning.
+            faster: how many times the rate is that of parameters with these words in their names.
             steps: of the whole training.
             state: file for going on.
         """
         self.module, self.steps, self.done = module, steps, 0
         self.average = copy.deepcopy(module).eval()
         self._state, self._started, self._losses = state, time.monotonic(), list[float]()
-        self._optimiser = torch.optim.AdamW(module.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, weight in module.named_parameters():
+            times = next((times for part, times in faster.items() if part in name), 1.0)
+            groups.setdefault(rate * times, []).append(weight)
+        self._optimiser = torch.optim.AdamW(
+            [{"params": weights, "lr": each} for each, weights in groups.items()],
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+            fused=True,
+        )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate)
         if state.exists():
             self._load()

@@ -174,6 +174,15 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_were_not(
     assert not torch.equal(whole.module.weight, whole.average.weight)
 
 
+def test_some_parameters_learn_faster(bench: SimpleNamespace, tmp_path: Path) -> None:
+    module = nn.Linear(4, 1)
+    before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    trainer = bench.training.Trainer(module, 1e-4, 10, tmp_path / "state.pt", faster={"bias": 30.0})
+    trainer.step(module(torch.ones(1, 4)).sum())
+    moved = {name: (weight - before[name]).abs().max().item() for name, weight in module.named_parameters()}
+    assert moved["bias"] == pytest.approx(30 * moved["weight"], rel=0.05)
+
+
 def _train(bench: SimpleNamespace, state: Path, stop: int):  # type: ignore[no-untyped-def]
     """A small module's training of twenty steps, of which it does those up to `stop`."""
     torch.manual_seed(0)
