@@ -33,8 +33,8 @@ what `skrr-export` does to an encoder.
   saying what a caption is of) with batches of {batch}, then {steps:,} steps of the denoiser alone with batches of
   {drawn}; {empty:.0%} of the captions were empty. The weights are averages over the last steps.
 - **Sampling**: DPM-Solver++, {sampling} steps, guidance {guidance}.
-- **Scores** on prompts that training did not see, {count} of each category, {seeds} draws; in half of those that say
-  colours or places, something said is held out of training ("new"):
+- **Scores** on prompts that training did not see, {count} of each category, {seeds} draws; half of those whose colours
+  or places count are of scenes with something held out of training ("new"):
 
 | | score | lowest to highest draw | new |
 |---|---|---|---|
@@ -90,7 +90,7 @@ def write_card(model: Path, *, data: tuple[int, int], steps: tuple[int, int], se
 
 
 def _score_new(tasks: Sequence[Task], images: Iterable) -> dict[str, float]:
-    """The scores where something said is held out of training."""
+    """The scores where the scene has something that is held out of training."""
     kept = [(task, image) for task, image in zip(tasks, images, strict=True) if not task.is_trained]
     scores = score([task for task, _ in kept], [image for _, image in kept])
     return {name: share for name, share in scores.items() if name != "overall"}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from torch import nn
 from skrr_export.demo.captions import caption
 from skrr_export.demo.images import draw, read
 from skrr_export.demo.world import training_scenes
+from tests.benchmarks import scripts
 from tests.demo.scenes import scenes
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "demo_model"
@@ -26,16 +27,12 @@ MODULES = ("words", "training", "encoder", "denoiser")
 @pytest.fixture(scope="module")
 def bench() -> Iterator[SimpleNamespace]:
     """The scripts, which import each other by their plain names."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield SimpleNamespace(**{name: __import__(name) for name in MODULES})
-    for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "").parent == FOLDER:
-            del sys.modules[name]
+    with scripts(FOLDER, MODULES) as modules:
+        yield modules
 
 
 @pytest.fixture(scope="module")
-def tokenizer(bench: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def tokenizer(bench: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Any:
     random = Random(0)
     captions = [caption(scene, random) for scene in scenes(3000)]
     return bench.words.train_tokenizer(captions, tmp_path_factory.mktemp("tokenizer"))
@@ -48,19 +45,19 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def components(bench: SimpleNamespace, images: torch.Tensor):  # type: ignore[no-untyped-def]
+def components(bench: SimpleNamespace, images: torch.Tensor) -> Any:
     return bench.denoiser.Components.of(images)
 
 
 # Words
 
 
-def test_words_are_one_token_each_and_others_are_spelled(tokenizer) -> None:  # type: ignore[no-untyped-def]
+def test_words_are_one_token_each_and_others_are_spelled(tokenizer: Any) -> None:
     assert tokenizer.tokenize("a tiny rhombus, stacked") == ["▁a", "▁tiny", "▁rhombus", ",", "▁stacked"]
     assert "".join(tokenizer.tokenize("Zebra!")) == "▁Zebra!"
 
 
-def test_lessons_ask_for_what_was_taken_out_or_for_what_a_caption_is_of(bench: SimpleNamespace, tokenizer) -> None:  # type: ignore[no-untyped-def]
+def test_lessons_ask_for_what_was_taken_out_or_for_what_a_caption_is_of(bench: SimpleNamespace, tokenizer: Any) -> None:
     drawn = list(islice(training_scenes(Random(1)), 200))
     corrupted = 0
     for scene, question, answer in zip(
@@ -109,7 +106,7 @@ def test_batches_hold_every_text_once_padded_to_their_longest(bench: SimpleNames
 # Components
 
 
-def test_components_lose_nothing_that_is_read(bench: SimpleNamespace, images: torch.Tensor, components) -> None:  # type: ignore[no-untyped-def]
+def test_components_lose_nothing_that_is_read(bench: SimpleNamespace, images: torch.Tensor, components: Any) -> None:
     """The denoiser's first layer and its last, with nothing between them but a change of basis."""
     denoiser = bench.denoiser.new_denoiser(components)
     first, last = denoiser.pos_embed.proj, denoiser.proj_out
@@ -135,7 +132,7 @@ def _image(patches: torch.Tensor) -> torch.Tensor:
     return parts.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
-def test_an_error_counts_by_its_component(components) -> None:  # type: ignore[no-untyped-def]
+def test_an_error_counts_by_its_component(components: Any) -> None:
     assert components.error(torch.zeros(2, 3, 63, 63)).tolist() == [0, 0]
     for index in (0, 50, 95):
         difference = torch.zeros(1, 3, 63, 63)
@@ -144,7 +141,7 @@ def test_an_error_counts_by_its_component(components) -> None:  # type: ignore[n
         assert components.error(difference).item() == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_the_ends_are_not_trained_and_the_rest_is(bench: SimpleNamespace, components) -> None:  # type: ignore[no-untyped-def]
+def test_the_ends_are_not_trained_and_the_rest_is(bench: SimpleNamespace, components: Any) -> None:
     denoiser = bench.denoiser.new_denoiser(components)
     fixed = {name for name, weight in denoiser.named_parameters() if not weight.requires_grad}
     assert fixed == {f"{layer}.{kind}" for layer in ("pos_embed.proj", "proj_out") for kind in ("weight", "bias")}
@@ -183,7 +180,7 @@ def test_some_parameters_learn_faster(bench: SimpleNamespace, tmp_path: Path) ->
     assert moved["bias"] == pytest.approx(30 * moved["weight"], rel=0.05)
 
 
-def _train(bench: SimpleNamespace, state: Path, stop: int):  # type: ignore[no-untyped-def]
+def _train(bench: SimpleNamespace, state: Path, stop: int) -> Any:
     """A small module's training of twenty steps, of which it does those up to `stop`."""
     torch.manual_seed(0)
     trainer = bench.training.Trainer(nn.Linear(4, 1), 0.01, 20, state)

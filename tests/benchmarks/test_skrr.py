@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from skrr_export.demo.sampling import Embedded
 from skrr_export.demo.tasks import CATEGORIES, draw_tasks, score
 from skrr_export.demo.world import SIDE
 from skrr_export.plan import Plan
+from tests.benchmarks import scripts
 
 NEEDS_MODEL = pytest.mark.skipif(not MODEL.is_dir(), reason="the demo's model has yet to be trained")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -31,12 +31,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 @pytest.fixture(scope="module")
 def bench() -> Iterator[SimpleNamespace]:
     """The scripts, which import each other by their plain names."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield SimpleNamespace(**{name: __import__(name) for name in MODULES})
-    for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "").parent == BENCHMARKS:
-            del sys.modules[name]
+    with scripts(BENCHMARKS, MODULES) as modules:
+        yield modules
 
 
 # Statistics
