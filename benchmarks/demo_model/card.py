@@ -29,9 +29,10 @@ what `skrr-export` does to an encoder.
 - **Data**: {scenes:,} scenes that `skrr_export.demo.world` draws from seed {seed}, each captioned anew every time by
   the grammar in `skrr_export.demo.captions`. One colour of each shape, and for each pair of shapes two or three apart
   in the list one axis to be side by side on, never occur.
-- **Training**: `python benchmarks/demo_model/train.py`; {lessons:,} steps of the encoder alone (span corruption, and
-  saying what a caption is of) with batches of {batch}, then {steps:,} steps of the denoiser alone with batches of
-  {drawn}; {empty:.0%} of the captions were empty. The weights are averages over the last steps.
+- **Training**: `python benchmarks/demo_model/train.py`; {lessons:,} steps of the encoder (a small decoder learns with
+  it to say what a caption is of, and is left behind) with batches of {batch}, then {steps:,} steps of the denoiser,
+  the encoder as it is, with batches of {drawn}; {empty:.0%} of the captions were empty. The weights are averages over
+  the last steps.
 - **Sampling**: DPM-Solver++, {sampling} steps, guidance {guidance}.
 - **Scores** on prompts that training did not see, {count} of each category, {seeds} draws; half of those whose colours
   or places count are of scenes with something held out of training ("new"):

@@ -3,7 +3,7 @@
     python benchmarks/demo_model/train.py [-o DIR] [--work DIR]
 
 Draws scenes, makes a tokenizer of their captions, trains the encoder on language alone and then the denoiser on what it
-says, searches the plans of `skrr-export demo --fast`, and scores what is written. About an hour and a half on 2 cores.
+says, searches the plans of `skrr-export demo --fast`, and scores what is written. About 35 minutes on 2 cores.
 Stopped, it goes on where it was.
 """
 
@@ -45,8 +45,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=MODEL, help="where the models go (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=cache_directory() / "demo_model", help="for going on after a stop")
-    parser.add_argument("--lessons", type=int, default=1_600, help="steps of the encoder alone (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=7_000, help="steps of the denoiser (default: %(default)s)")
+    parser.add_argument("--lessons", type=int, default=2_400, help="steps of the encoder alone (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3_000, help="steps of the denoiser (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
 

@@ -1,4 +1,4 @@
-"""Texts for the encoder: its tokenizer, and the two tasks that it learns language by."""
+"""Texts for the encoder: its tokenizer, and the lessons that it learns language by."""
 
 from __future__ import annotations
 
@@ -21,12 +21,8 @@ from transformers import T5Tokenizer
 from skrr_export.demo.captions import caption, in_reading_order
 from skrr_export.demo.world import Scene, relation
 
-SENTINELS = 32
-"""Tokens that stand for what span corruption took out; T5 has 100."""
 CHUNK = 16
 """Batches that are drawn at once and sorted by length, so that few tokens are padding."""
-CORRUPTED = 0.25
-"""Share of lessons that are span corruption."""
 _CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 _SPELLED = -14.0
 """Log-probability of a single character: a word that the captions lack is spelled."""
@@ -48,7 +44,7 @@ def train_tokenizer(captions: Iterable[str], directory: Path) -> T5Tokenizer:
     pieces += [(character, _SPELLED) for character in f"▁{_CHARACTERS}" if character not in known]
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "spiece.model").write_bytes(_sentencepiece_model(pieces))
-    tokenizer = T5Tokenizer.from_pretrained(directory, extra_ids=SENTINELS, model_max_length=512)
+    tokenizer = T5Tokenizer.from_pretrained(directory, model_max_length=512)
     tokenizer.save_pretrained(directory)
     return tokenizer
 
@@ -118,18 +114,9 @@ def new_caption(scene: Scene, excluded: frozenset[str], random: Random) -> str:
 def lessons(
     scenes: Sequence[Scene], tokenizer: T5Tokenizer, excluded: frozenset[str], random: Random
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """What the encoder reads and the decoder shall answer: span corruption, or saying what a caption is of."""
-    end = tokenizer.eos_token_id
-    sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{index}>" for index in range(SENTINELS)])
-    texts = [new_caption(scene, excluded, random) for scene in scenes]
-    captions = tokenizer(texts, add_special_tokens=False).input_ids
-    facts = tokenizer([describe(scene) for scene in scenes], add_special_tokens=False).input_ids
-    questions, answers = [], []
-    for text, fact in zip(captions, facts, strict=True):
-        question, answer = _corrupt(text, sentinels, random) if random.random() < CORRUPTED else (text, fact)
-        questions.append([*question, end])
-        answers.append([*answer, end])
-    return questions, answers
+    """What the encoder reads, captions, and what the decoder shall answer: what they are of."""
+    captions = tokenizer([new_caption(scene, excluded, random) for scene in scenes])
+    return captions.input_ids, tokenizer([describe(scene) for scene in scenes]).input_ids
 
 
 def describe(scene: Scene) -> str:
@@ -139,21 +126,3 @@ def describe(scene: Scene) -> str:
     places = [relation(one, other) for one, other in pairwise(things)]
     words = [word for look, place in zip(looks, [*places, "on"], strict=True) for word in (look, place)]
     return " ".join([*words, scene.background])
-
-
-def _corrupt(ids: Sequence[int], sentinels: Sequence[int], random: Random) -> tuple[list[int], list[int]]:
-    """Take spans of one to three tokens out, about a fifth of all, and ask for them."""
-    starts = set(random.sample(range(len(ids)), max(1, len(ids) // 10)))
-    question: list[int] = []
-    answer: list[int] = []
-    index = used = 0
-    while index < len(ids):
-        if index in starts and used < len(sentinels):
-            length = random.randint(1, 3)
-            question.append(sentinels[used])
-            answer += [sentinels[used], *ids[index : index + length]]
-            index, used = index + length, used + 1
-        else:
-            question.append(ids[index])
-            index += 1
-    return question, answer
