@@ -493,6 +493,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "serve-triton": triton_table,
     "search-speed": speed_table,
     "search-quality": quality_table,
+    "skrr": skrr_table,
 }
 
 

@@ -3,7 +3,7 @@
     python benchmarks/skrr.py [--count N] [--draws N] [--captions N] [--workers N] [--work DIR]
 
 Searches plans for the shipped encoder, exports each, draws the same images with each from the same noise, and has the
-demo's judge score them. About 25 minutes on 2 idle cores. Stopped, it goes on where it was: plans and images are kept.
+demo's judge score them. About an hour on 2 cores. Stopped, it goes on where it was: plans and images are kept.
 Nothing is downloaded.
 """
 

@@ -51,7 +51,12 @@ def _circle(x: float, y: float) -> str:
     return f"M{x - RADIUS:.1f} {y:.1f}{arc} {2 * RADIUS} 0{arc} {-2 * RADIUS} 0Z"
 
 
-OUTLINES: Sequence[Outline] = (_circle, _square, _triangle)
+def _diamond(x: float, y: float) -> str:
+    half = 1.25 * RADIUS
+    return f"M{x:.1f} {y - half:.1f}L{x + half:.1f} {y:.1f}L{x:.1f} {y + half:.1f}L{x - half:.1f} {y:.1f}Z"
+
+
+OUTLINES: Sequence[Outline] = (_circle, _square, _triangle, _diamond)
 """By rising sparsity."""
 
 
@@ -91,7 +96,7 @@ def picture(records: Sequence[Record]) -> str:
     """
     plans = [record for record in records if record["kind"] == "plan"]
     colours = {label: index for index, label in enumerate(dict.fromkeys(plan["subject"] for plan in plans))}
-    outlines = dict(zip(sorted({plan["sparsity"] for plan in plans}), OUTLINES, strict=False))
+    outlines = dict(zip(sorted({plan["sparsity"] for plan in plans}), OUTLINES, strict=True))
     [dense] = [record for record in records if record["kind"] == "dense"]
     up = linear_axis(max(record["score"]["high"] for record in (dense, *plans)), 5)
     parts: list[Markup] = []
@@ -99,7 +104,7 @@ def picture(records: Sequence[Record]) -> str:
         panel = Panel(
             LEFT + index % 2 * (PANEL_WIDTH + GAP_ACROSS),
             TOP + index // 2 * (PANEL_HEIGHT + GAP_DOWN),
-            discrepancy_axis([plan["discrepancies"][way["subject"]] for plan in plans]),
+            discrepancy_axis([plan["discrepancies"][way["subject"]] for plan in plans], decades=0),  # as all panels
             up,
         )
         parts += [*_frame(panel, way), *_dense(panel, dense)]

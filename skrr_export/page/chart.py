@@ -99,10 +99,10 @@ def linear_axis(high: float, steps: int, *, snug: bool = False) -> Axis:
     return Axis(0.0, high if snug else ticks[-1], ticks)
 
 
-def discrepancy_axis(values: Sequence[float]) -> Axis:
-    """An axis for discrepancies; logarithmic if they span more than two decades."""
+def discrepancy_axis(values: Sequence[float], *, decades: float = 2.0) -> Axis:
+    """An axis for discrepancies; logarithmic if they span more than so many decades."""
     positive = [value for value in values if value > 0]
-    if not positive or max(positive) <= 100 * min(positive):
+    if not positive or max(positive) <= 10**decades * min(positive):
         return linear_axis(max(positive, default=0.0), 5)
     return _logarithmic_axis(min(positive), max(positive))
 
