@@ -122,6 +122,7 @@ class StagedDirectory:
         with disk_errors(self.target):
             self._existing_parent = next(path for path in self.target.parents if path.is_dir())
             _sweep(self.target)
+            tempfile.TemporaryFile(dir=self._existing_parent, suffix=".partial").close()  # can it be written?
         return self
 
     def __exit__(

@@ -453,6 +453,14 @@ def test_a_pipe_or_device_is_written_to_and_not_replaced(parent: Path) -> None:
     assert names(parent) == ["pipe"]
 
 
+# A place where nothing can be written
+
+
+def test_it_is_noticed_before_the_job() -> None:
+    with pytest.raises(OutputError, match="cannot write /proc/bundle"), stage(Path("/proc/bundle")):
+        pytest.fail("the job began")
+
+
 # A full disk
 
 
