@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from itertools import count
+
+import pytest
+
 from skrr_export.measure import hardware
 from skrr_export.measure.hardware import fastest, measure_hardware
 from skrr_export.measure.process import Surroundings
@@ -12,6 +16,15 @@ def test_the_machine_is_measured() -> None:
     assert 1e8 < found.copy_bytes_per_second < 1e13
     assert found.matmul_flops_per_second.keys() == {"fp32", "bf16"}
     assert all(1e8 < flops < 1e15 for flops in found.matmul_flops_per_second.values())
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0.5, 5), (100, 2), (0.001, 8)])
+def test_slow_calls_are_made_less_often(monkeypatch: pytest.MonkeyPatch, seconds: float, calls: int) -> None:
+    """A product in half precision takes seconds on a processor that has no instructions for it."""
+    clock, made = count(), []
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(clock) * seconds)
+    assert hardware._best(lambda: made.append(0), lambda: None) == pytest.approx(seconds)
+    assert len(made) == calls
 
 
 def test_the_copy_is_larger_than_any_cache() -> None:
