@@ -1,8 +1,8 @@
-# make demo   set up, then the whole job on real trained weights
+# make demo   set up, then the whole job on a small text-to-image model, offline; ends with a report for a browser
 # make test   set up, then lint, types and all tests but a few
-# make slow   set up, then those few, which take half a minute each
+# make slow   set up, then those few: what takes half a minute and more each
 # make cpp    set up, then build the C++ runtime into build/cpp/prefix, with this environment's libraries
-# make bench  set up, then the benchmarks for a CPU and the README's tables; 1.5 hours on 2 idle cores, 30 GB of disk
+# make bench  set up, then the benchmarks for a CPU and the README's tables; 2.5 hours on 2 idle cores, 30 GB of disk
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test slow cpp bench lint clean
 
 demo: $(INSTALLED)
-	$(BIN)/python benchmarks/demo.py -o demo-output
+	$(BIN)/skrr-export demo -o demo-output --force
 
 test: lint
 	$(BIN)/python -m pytest
@@ -34,6 +34,7 @@ bench: $(INSTALLED) cpp
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/search.py --part speed
 	$(BIN)/python benchmarks/search.py --part quality
+	$(BIN)/python benchmarks/skrr.py
 	$(BIN)/python benchmarks/readme.py
 
 lint: $(INSTALLED)

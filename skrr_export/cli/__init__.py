@@ -22,6 +22,7 @@ COMMANDS = {
     "encode": "Encode prompts with a bundle.",
     "triton": "Write a bundle as a model repository of Triton Inference Server.",
     "plan": "Search, make, check and draw plans.",
+    "demo": "Show on a small trained text-to-image model what a plan does to the images; offline.",
 }
 """Commands by name, with the line `--help` shows; each lives in the module of its name."""
 

@@ -36,13 +36,13 @@ def command(directory: Path, sparsity: float | None, fast: bool, force: bool, ou
 
     Searches plans for its text encoder, exports it whole, with skips alone and under Skrr's plan, proves each against
     transformers, draws the same prompts with each, and has an exact judge look at the images. The directory gets
-    report.html for a browser, report.json, the plans and the bundles. Three minutes on two cores, --fast one.
+    report.html for a browser, report.json, the plans and the bundles. Two to four minutes on two cores, --fast one.
 
     \b
     Examples:
       skrr-export demo
       skrr-export demo --fast -o demo
-      skrr-export demo --sparsity 0.42 -o demo --force
+      skrr-export demo --sparsity 0.57 -o demo --force
     """
     from rich.text import Text
 

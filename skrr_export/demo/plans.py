@@ -13,7 +13,7 @@ from skrr_export.searching import SearchOptions, search_plans
 
 SPARSITY = 0.33
 """Share of the encoder's parameters to do without, where none is asked for."""
-CAPTIONS = 48
+CAPTIONS = 24
 """To search on. The time of a search goes with their number."""
 FILES = {"skip": "skip.json", "skrr": "skrr+.json"}
 """The plans' files, by the name of the encoder that runs them."""

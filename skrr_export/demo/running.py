@@ -25,6 +25,7 @@ from skrr_export.measure.fidelity import Deviation, DeviationMeter
 from skrr_export.measure.machine import cores, machine, versions
 from skrr_export.plan import Plan
 from skrr_export.progress import Progress, part, silent
+from skrr_export.searching import SearchOptions
 from skrr_export.staging import StagedDirectory
 from skrr_export.targets import open_target
 
@@ -52,7 +53,11 @@ _MARKER = f"{bundle_name('skrr')}/{MANIFEST}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
-    """How to run the demo."""
+    """How to run the demo.
+
+    Raises:
+        InputError: the sparsity is no share.
+    """
 
     sparsity: float | None = None
     """Share of the encoder's parameters to do without; `None`: `SPARSITY`, or that of the shipped plans."""
@@ -60,6 +65,10 @@ class DemoOptions:
     """Take the shipped plans, and draw fewer images."""
     replace: bool = False
     """Replace the output of an earlier demo."""
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None:
+            SearchOptions(sparsities=(self.sparsity,))  # refuses what is no share
 
 
 def run_demo(output: Path, options: DemoOptions = DemoOptions(), *, progress: Progress = silent) -> Demo:
@@ -72,7 +81,7 @@ def run_demo(output: Path, options: DemoOptions = DemoOptions(), *, progress: Pr
 
     Raises:
         DependencyError: a package is missing that only the demo needs.
-        InputError: there is no plan for the sparsity.
+        InputError: no plan reaches the sparsity, or none is shipped for it.
         OutputError: the directory exists and may not be replaced, or cannot be written.
     """
     _check_installed()
@@ -208,7 +217,8 @@ def _draw(bundles: Mapping[str, Bundle], tasks: Sequence[Task], sampler: Sampler
         verification = verify(bundle, session, prompts, reference=MODEL / "text_encoder", progress=told)
         told = steps.next(f"{TITLES[name]}: drawing {len(tasks)} images")
         embedded = embed(session, prompts)
-        images = sampler.draw(embedded, embed(session, [""]), range(len(tasks)), progress=told)
+        empty = embed(session, [""])
+        images = sampler.draw(embedded, empty, range(len(tasks)), threads=cores(), progress=told)
         met = tuple(task.is_met(image) for task, image in zip(tasks, images, strict=True))
         drawings[name] = _Drawing(verification, embedded, images, met, scores([task.category for task in tasks], met))
     return drawings

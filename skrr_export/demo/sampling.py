@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ Images = NDArray[np.uint8]
 """`[prompts, SIDE, SIDE, 3]`."""
 
 STEPS = 20
-GUIDANCE = 3.0
+GUIDANCE = 2.0
 """How far the prediction with the prompt is followed beyond the one without."""
 _BATCH = 32
 """Images drawn at once."""
@@ -69,13 +71,22 @@ class Sampler:
         """How many parameters the denoiser has."""
         return sum(parameter.numel() for parameter in self._denoiser.parameters())
 
-    def draw(self, prompts: Embedded, empty: Embedded, seeds: Sequence[int], *, progress: Progress = silent) -> Images:
+    def draw(
+        self,
+        prompts: Embedded,
+        empty: Embedded,
+        seeds: Sequence[int],
+        *,
+        threads: int = 1,
+        progress: Progress = silent,
+    ) -> Images:
         """Draw an image for each prompt.
 
         Args:
             prompts: their embeddings.
             empty: that of the empty prompt, one row.
             seeds: of the noise that each image starts from, one for each prompt.
+            threads: each of which draws a batch at a time.
             progress: told how many images are done.
 
         Returns:
@@ -83,14 +94,18 @@ class Sampler:
         """
         import torch
 
-        with torch.inference_mode():
-            images: list[Images] = []
-            for start in range(0, len(seeds), _BATCH):
-                progress("drawing", start, len(seeds))
-                part = slice(start, start + _BATCH)
-                rows, mask = _beside(prompts.rows[part], prompts.mask[part], empty)
-                images.append(self._images(torch.from_numpy(rows), torch.from_numpy(mask), seeds[part]))
-        progress("drawing", len(seeds), len(seeds))
+        def batch(start: int) -> Images:
+            part = slice(start, start + _BATCH)
+            rows, mask = _beside(prompts.rows[part], prompts.mask[part], empty)
+            with torch.inference_mode():
+                return self._images(torch.from_numpy(rows), torch.from_numpy(mask), seeds[part])
+
+        images: list[Images] = []
+        progress("drawing", 0, len(seeds))
+        with ThreadPoolExecutor(threads) as pool:
+            for drawn in pool.map(batch, range(0, len(seeds), _BATCH)):
+                images.append(drawn)
+                progress("drawing", sum(map(len, images)), len(seeds))
         return np.concatenate(images)
 
     def _images(self, rows: torch.Tensor, mask: torch.Tensor, seeds: Sequence[int]) -> Images:
@@ -98,8 +113,9 @@ class Sampler:
 
         noise = [torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         images = torch.stack(noise)
-        self._scheduler.set_timesteps(STEPS)  # it also forgets the last images
-        for step in self._scheduler.timesteps:
+        scheduler = deepcopy(self._scheduler)  # it remembers what it draws
+        scheduler.set_timesteps(STEPS)
+        for step in scheduler.timesteps:
             both = self._denoiser(
                 torch.cat([images, images]),
                 encoder_hidden_states=rows,
@@ -108,9 +124,7 @@ class Sampler:
                 return_dict=False,
             )[0]
             with_prompt, without = both.chunk(2)
-            images = self._scheduler.step(
-                without + GUIDANCE * (with_prompt - without), step, images, return_dict=False
-            )[0]
+            images = scheduler.step(without + GUIDANCE * (with_prompt - without), step, images, return_dict=False)[0]
         return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 

@@ -35,6 +35,7 @@ COMMANDS = [
     ["plan", "from-order"],
     ["plan", "show"],
     ["plan", "check"],
+    ["demo"],
 ]
 ORDER = ["plan", "from-order", "2,4,1", "--num-layers", "3", "--drop", "2", "--reuse", "4:0"]
 PROMPTS = ["a cat", "", "two dogs ☃ and 3 birds"]
@@ -406,7 +407,7 @@ def commands(bundle: Path, t5: Path, plan_file: Path) -> Sequence[list[object]]:
 @pytest.mark.usefixtures("remembered_traces")
 def test_quiet_commands_print_nothing(run: Run, folder: Path, bundle: Path, t5: Path, plan_file: Path) -> None:
     (folder / "prompts.txt").write_text("a cat\n")
-    assert len(commands(bundle, t5, plan_file)) == len(COMMANDS) - 4
+    assert len(commands(bundle, t5, plan_file)) == len(COMMANDS) - 5
     for command in commands(bundle, t5, plan_file):
         result = run(*command, "--quiet")
         assert (result.code, result.out, result.err) == (0, "", ""), command

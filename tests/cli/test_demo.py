@@ -10,15 +10,12 @@ from typing import Any
 import pytest
 
 from skrr_export.demo import costs, plans, running
-from skrr_export.demo.model import MODEL
 from skrr_export.demo.record import Demo
 from skrr_export.demo.running import DemoOptions
 from skrr_export.measure import verify as verifying
 from skrr_export.plan import Plan
 from tests.cli.conftest import Run
 from tests.demo.reports import changed, demo, verification
-
-pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason="the demo's model has yet to be trained")
 
 FAILURE = "drift, relative L2 0.2 exceeds 5e-05"
 
@@ -73,9 +70,10 @@ def test_a_failed_check_is_named_and_exits_1(run: Run, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("sparsity", ["0", "1", "-0.1", "nan"])
 def test_a_sparsity_that_is_no_share_is_refused(run: Run, tmp_path: Path, sparsity: str) -> None:
-    result = run("demo", "-o", tmp_path / "output", "--sparsity", sparsity, "--quiet")
+    result = run("demo", "-o", tmp_path / "output", "--sparsity", sparsity)
     assert result.code == 2
     assert result.err.startswith("error: a sparsity is a share above 0 and below 1")
+    assert result.err.count("\n") == 1  # no step was begun
     assert list(tmp_path.iterdir()) == []
 
 

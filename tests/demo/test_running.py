@@ -31,8 +31,6 @@ from tests.checkpoints import contents
 from tests.demo.test_report import pictures
 from tests.page.reading import Reader
 
-NEEDS_MODEL = pytest.mark.skipif(not MODEL.is_dir(), reason="the demo's model has yet to be trained")
-
 SPARSITY = 0.04
 """One or two sub-blocks of the shipped encoder."""
 BUNDLES = {name: f"{name}.bundle" for name in TITLES}
@@ -75,7 +73,6 @@ def shipped(ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # What a run gives
 
 
-@NEEDS_MODEL
 def test_the_directory_holds_the_report_the_plans_and_the_bundles(ran: Ran) -> None:
     assert sorted(path.name for path in ran.output.iterdir()) == sorted(
         [*BUNDLES.values(), "plans", "report.html", "report.json"]
@@ -84,7 +81,6 @@ def test_the_directory_holds_the_report_the_plans_and_the_bundles(ran: Ran) -> N
     assert [path.name for path in ran.output.parent.iterdir()] == [ran.output.name]
 
 
-@NEEDS_MODEL
 def test_the_bundles_are_whole_and_run_the_plans_beside_them(ran: Ran) -> None:
     expected = {
         "dense": Plan.identity("t5", 12),
@@ -99,7 +95,6 @@ def test_the_bundles_are_whole_and_run_the_plans_beside_them(ran: Ran) -> None:
     assert ran.demo.variant("skrr").weights_bytes < ran.demo.variant("dense").weights_bytes
 
 
-@NEEDS_MODEL
 def test_both_plans_are_as_sparse_as_was_asked_and_judged_by_what_the_denoiser_sees(ran: Ran) -> None:
     for name, method in (("skip", "skrr"), ("skrr", "skrr+")):
         found = ran.demo.variant(name).plan.provenance
@@ -111,7 +106,6 @@ def test_both_plans_are_as_sparse_as_was_asked_and_judged_by_what_the_denoiser_s
     assert ran.demo.variant("skip").plan.counts()["re-use"] == 0
 
 
-@NEEDS_MODEL
 def test_exports_are_proven_and_a_plan_costs_something(ran: Ran) -> None:
     assert ran.demo.passed
     dense, skip, skrr = ran.demo.variants
@@ -128,7 +122,6 @@ def test_exports_are_proven_and_a_plan_costs_something(ran: Ran) -> None:
         assert variant.distance > 0
 
 
-@NEEDS_MODEL
 def test_the_images_of_the_report_are_what_the_bundles_draw(ran: Ran) -> None:
     """Drawn again, with the bundle that lies beside the report, and one by one."""
     shown = pictures(Reader((ran.output / "report.html").read_text()).root)
@@ -144,7 +137,6 @@ def test_the_images_of_the_report_are_what_the_bundles_draw(ran: Ran) -> None:
     assert not np.array_equal(shown[3 * last], shown[3 * last + 1])
 
 
-@NEEDS_MODEL
 def test_tasks_are_of_every_category_and_scored(ran: Ran) -> None:
     assert ran.demo.tasks == tuple(draw_tasks(running.SEED, 2))
     for variant in ran.demo.variants:
@@ -152,7 +144,6 @@ def test_tasks_are_of_every_category_and_scored(ran: Ran) -> None:
         assert variant.scores["overall"] == pytest.approx(sum(variant.met) / len(variant.met))
 
 
-@NEEDS_MODEL
 def test_each_encoder_was_measured_in_a_process_of_its_own(ran: Ran) -> None:
     for variant in ran.demo.variants:
         assert variant.measured.error is None
@@ -161,14 +152,12 @@ def test_each_encoder_was_measured_in_a_process_of_its_own(ran: Ran) -> None:
         assert all(list(one.ratios) == (["dense"] if variant.plan_file else []) for one in variant.measured.latencies)
 
 
-@NEEDS_MODEL
 def test_the_document_is_that_of_the_run(ran: Ran) -> None:
     assert json.loads((ran.output / "report.json").read_text()) == json.loads(ran.demo.to_json())
     assert ran.demo.seconds > 0
     assert ran.demo.denoiser_parameters > 1_000_000
 
 
-@NEEDS_MODEL
 def test_every_step_is_told_in_turn(ran: Ran) -> None:
     steps = list(dict.fromkeys(what for what, _ in ran.told))
     searches = [f"{title}: searching a plan" for title in ("Skip only", "Skrr")]
@@ -187,7 +176,6 @@ def test_every_step_is_told_in_turn(ran: Ran) -> None:
 # Shipped plans
 
 
-@NEEDS_MODEL
 @pytest.mark.usefixtures("shipped")
 def test_shipped_plans_are_taken_for_their_own_sparsity(ran: Ran) -> None:
     for name in ("skip", "skrr"):
@@ -195,7 +183,6 @@ def test_shipped_plans_are_taken_for_their_own_sparsity(ran: Ran) -> None:
             assert shipped_plan(name, sparsity) == ran.demo.variant(name).plan
 
 
-@NEEDS_MODEL
 @pytest.mark.usefixtures("shipped")
 def test_shipped_plans_are_refused_for_another_sparsity(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"are for --sparsity 0\.04; leave --fast out to search for 0\.42"):
@@ -203,7 +190,6 @@ def test_shipped_plans_are_refused_for_another_sparsity(tmp_path: Path) -> None:
     assert not (tmp_path / "output").exists()
 
 
-@NEEDS_MODEL
 def test_a_plan_that_is_not_shipped_is_named(shipped: Path, tmp_path: Path) -> None:
     (shipped / "skrr+.json").unlink()
     with pytest.raises(InputError, match=rf"no plan is shipped as {shipped}/skrr\+\.json; leave --fast out"):
@@ -242,7 +228,6 @@ def test_what_ends_half_way_leaves_nothing(
     assert torch.get_num_threads() == threads
 
 
-@NEEDS_MODEL
 def test_an_older_demo_stays_if_the_new_one_fails(ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Path(shutil.copytree(ran.output, tmp_path / "output"))
     before = contents(output)
@@ -268,7 +253,6 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(running, name, never)
 
 
-@NEEDS_MODEL
 @pytest.mark.usefixtures("idle")
 def test_a_directory_that_exists_is_kept(ran: Ran) -> None:
     with pytest.raises(OutputError, match="exists; --force replaces it"):
@@ -283,7 +267,6 @@ def test_a_directory_that_is_not_a_demos_is_never_replaced(tmp_path: Path) -> No
     assert contents(tmp_path) == {"report.json": b"{}"}
 
 
-@NEEDS_MODEL
 @pytest.mark.usefixtures("idle")
 def test_what_a_user_put_beside_a_demos_output_is_not_removed(ran: Ran, tmp_path: Path) -> None:
     output = Path(shutil.copytree(ran.output, tmp_path / "output"))

@@ -116,6 +116,14 @@ def test_batches_change_nothing(sampler: Sampler, monkeypatch: pytest.MonkeyPatc
     assert difference(sampler.draw(PROMPTS, EMPTY, SEEDS), images) <= LEVELS
 
 
+def test_threads_change_nothing(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch has a scheduler of its own."""
+    monkeypatch.setattr(sampling, "_BATCH", 1)
+    images = sampler.draw(PROMPTS, EMPTY, SEEDS)
+    for _ in range(3):
+        assert (sampler.draw(PROMPTS, EMPTY, SEEDS, threads=4) == images).all()
+
+
 def test_drawing_again_gives_the_same_images(sampler: Sampler) -> None:
     """The scheduler remembers earlier predictions while it draws; none may reach the next images."""
     first = sampler.draw(PROMPTS, EMPTY, SEEDS)
