@@ -37,6 +37,8 @@ MASK = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
 TOLERANCE = 5e-5
 """Of a row, as in the families' own tests; a bf16 bundle's weights are rounded."""
 
+pytestmark = pytest.mark.slow  # the environment is 1.3 GB to install
+
 
 @dataclass(frozen=True)
 class Case:

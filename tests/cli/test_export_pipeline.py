@@ -53,7 +53,8 @@ def test_all_encoders_are_exported_each_as_the_pipeline_takes_it(flux: Path, tmp
     pooled, rows = (encode_prompts(open_target(bundle), ["a cat", ""]) for bundle in bundles)
     assert (pooled["input_ids"].shape, rows["input_ids"].shape) == ((2, 77), (2, 512))
     truth = reference.encode(flux / "text_encoder_2", SOURCES, rows["input_ids"])
-    assert relative_error(rows["last_hidden_state"], truth) < 1e-4
+    # over 512 tokens of padding, ONNX Runtime and transformers are each 6e-5 from fp64; a wrong plan is 0.7 off
+    assert relative_error(rows["last_hidden_state"], truth) < 5e-4
     truth = clip.encode(flux / "text_encoder", None, pooled["input_ids"], None, output="pooler_output")
     assert relative_error(pooled["pooler_output"], truth) < 2e-5
 

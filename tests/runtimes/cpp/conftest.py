@@ -17,6 +17,7 @@ from skrr_export.pipelines import PRESETS
 from skrr_export.plan import Plan
 from tests.bundles import PLAN, soften
 from tests.checkpoints import bert_checkpoint, sentencepiece_tokenizer, t5_checkpoint
+from tests.conftest import shared
 from tests.runtimes.cpp import building
 from tests.runtimes.cpp.building import Installation
 from tests.runtimes.presets import bundle_for
@@ -36,12 +37,6 @@ SPECS: dict[str, dict[str, object]] = {
 """Bundles of one T5 checkpoint, under `PLAN`."""
 LOWERCASE = replace(PRESETS["pixart-alpha"], name="lowercase", clean=None)
 """What a pipeline does that cleans, where it cannot."""
-
-
-def shared(factory: pytest.TempPathFactory, name: str) -> Path:
-    """A directory that all of pytest's processes see."""
-    base = factory.getbasetemp()
-    return (base.parent if base.name.startswith("popen-") else base) / name
 
 
 @pytest.fixture(scope="session")

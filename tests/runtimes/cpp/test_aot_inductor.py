@@ -26,6 +26,8 @@ from tests.runtimes.cpp import building
 from tests.runtimes.damage import edit
 from tests.runtimes.presets import export_for
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
