@@ -595,7 +595,7 @@ def test_an_export_that_is_killed_leaves_the_old_bundle_and_no_litter(
     before, inputs = contents(parent), digest(checkpoint)
     with stopped_export(checkpoint, old) as process:
         process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
     assert (process.returncode, output, errors.strip()) == (code, "", words)
     assert contents(parent) == before
     assert digest(checkpoint) == inputs

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,15 +149,14 @@ def test_quiet_is_quiet(run: Run, bundle: Path, measured: Measured) -> None:
     ],
 )
 def test_bad_input_is_one_line_before_anything_takes_long(
-    arguments: list[str], message: str, run: Run, bundle: Path
+    arguments: list[str], message: str, run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = time.monotonic()
+    monkeypatch.setattr(measuring, "measure_hardware", lambda *_: pytest.fail("it was begun"))
     result = run("measure", bundle, *arguments)
     assert result.code == 2
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
     assert message in result.err
-    assert time.monotonic() - begin < 20
 
 
 def test_no_prompts_and_no_bundle(run: Run, bundle: Path, tmp_path: Path) -> None:
@@ -212,7 +210,7 @@ def test_an_interrupted_measurement_leaves_nothing(bundle: Path, tmp_path: Path)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert children
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted"
     assert report.read_text() == "old"

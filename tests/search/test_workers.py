@@ -183,7 +183,7 @@ def test_two_processes_merge_numbers_exactly_and_notice_when_one_ends() -> None:
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=60) for process in processes]
+        outputs = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -233,8 +233,8 @@ def test_bench(run: Run, bundle_of: BundleOf) -> None:
     arguments = ("--bench", "--batch", "2", "--sequence", "9", "--runs", "5", "--threads", "1")
     bench = result(run(bundle_of("plain").directory, *arguments, "--json"))["bench"]
     assert (bench["batch"], bench["sequence"], bench["runs"]) == (2, 9, 5)
-    assert 0 < bench["median_seconds"] <= bench["p95_seconds"] < bench["load_seconds"] + 1
-    assert 0 < bench["first_seconds"] < 10
+    assert 0 < bench["median_seconds"] <= bench["p95_seconds"]
+    assert min(bench["load_seconds"], bench["first_seconds"]) > 0
     assert MIB < bench["anonymous_bytes"] < 200 * MIB
     assert MIB < bench["file_bytes"] < 200 * MIB
     lines = run(bundle_of("plain").directory, *arguments).stdout
