@@ -100,7 +100,7 @@ def _tiles(demo: Demo) -> Markup:
             "Score kept",
             percent(kept / whole) if whole else "nothing to keep",
             f"Skrr's images show {kept:.2f} of the prompts, the dense encoder's {whole:.2f}, those of skipping alone "
-            f"{skip.scores['overall']:.2f}; each \N{PLUS-MINUS SIGN} {_margin(demo):.2f}",
+            f"{skip.scores['overall']:.2f}; each \N{PLUS-MINUS SIGN} {_margin(demo):.2f} at most",
         ),
         tile(
             "Drift",
