@@ -25,8 +25,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from skrr_export import calibration
-from skrr_export.cli import plan as cli_plan
-from skrr_export.cli import plan_search
+from skrr_export.cli import cli
 from skrr_export.errors import InputError, OutputError, PlanError, SkrrError
 from skrr_export.exporting import ExportOptions, export_checkpoint
 from skrr_export.page.record import incomparable, read_record
@@ -296,7 +295,7 @@ def test_a_plan_for_merged_weights_warns_of_others(
     [plan] = search(checkpoints["bert"], tmp_path / "merged", 0.15)
     (tmp_path / "plan.json").write_text(plan.to_json(), encoding="utf-8")
     for name, checkpoint in (("right", tmp_path / "merged"), ("wrong", checkpoints["bert"])):
-        checked = CliRunner().invoke(cli_plan.command, ["check", str(tmp_path / "plan.json"), str(checkpoint)])
+        checked = CliRunner().invoke(cli, ["plan", "check", str(tmp_path / "plan.json"), str(checkpoint)])
         exported = export_checkpoint(checkpoint, tmp_path / name, ExportOptions(plan=plan))
         assert checked.exit_code == 0, checked.output
         if name == "right":
@@ -528,8 +527,9 @@ def test_the_command(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     files = {"--prompts": "prompts.txt", "--merged": "merged", "-o": "plan.json"}
     options = [word for name, file in files.items() for word in (name, str(tmp_path / file))]
-    line = [str(checkpoints["bert"]), "--method", "laco", "--sparsity", "0.3", "--device", "cpu", *options]
-    result = CliRunner().invoke(plan_search.command, line, catch_exceptions=False)
+    method = ["--method", "laco", "--sparsity", "0.3", "--device", "cpu"]
+    line = ["plan", "search", str(checkpoints["bert"]), *method, *options]
+    result = CliRunner().invoke(cli, line, catch_exceptions=False)
     assert "2 merges: export merged under this plan" in result.output
     [plan] = search(checkpoints["bert"], tmp_path / "other", 0.3)
     assert found(Plan.load(tmp_path / "plan.json")) == found(plan)

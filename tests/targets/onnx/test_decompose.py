@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from onnx import TensorProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Unimplemented
 
 from skrr_export.bundle import Bundle
+from skrr_export.cli import cli
 from skrr_export.errors import BundleError
 from skrr_export.targets.onnx.decompose import decompose
 from skrr_export.targets.onnx.lower import widen_outputs
@@ -261,10 +261,9 @@ def test_kernel_that_basic_operators_lack_too_is_an_error(bundle: Bundle, monkey
 def test_command_line_takes_the_runtime(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = export(t5_checkpoint(tmp_path / "t5", tokenizer=True), tmp_path / "bundle")
     lacking = _Lacking(monkeypatch, "never")
-    run = import_module(f"skrr_export.cli.{command}").command
-    arguments = {"encode": [str(bundle.directory), "a cat"], "verify": [str(bundle.directory)]}[command]
-    assert CliRunner().invoke(run, [*arguments, "--runtime", "decomposed"]).exit_code == 0
+    arguments = [command, str(bundle.directory), *{"encode": ["a cat"], "verify": []}[command]]
+    assert CliRunner().invoke(cli, [*arguments, "--runtime", "decomposed"]).exit_code == 0
     assert lacking.opsets == [20]
-    refused = CliRunner().invoke(run, [*arguments, "--runtime", "openvino"])
+    refused = CliRunner().invoke(cli, [*arguments, "--runtime", "openvino"])
     assert refused.exit_code == 2
     assert "'openvino' is not one of 'default', 'decomposed', 'tensorrt-rtx'" in refused.stderr
