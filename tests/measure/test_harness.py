@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from skrr_export.measure.harness import Draft, Harness, Size, record
+from skrr_export.measure.latency import ratio
 from skrr_export.measure.process import Surroundings, Worker
 from skrr_export.measure.record import Hardware, SubjectRecord
 from skrr_export.measure.subjects import Subject
@@ -141,9 +142,8 @@ def test_subjects_take_turns_and_one_that_dies_or_hangs_leaves_the_others() -> N
     assert [(one.batch, one.sequence) for one in slower.latencies] == [(1, 4), (2, 16)]
     assert [len(one.seconds) for one in (*base.latencies, *slower.latencies)] == [4, 4, 4, 4]
     assert len(dies.latencies) <= 1
-    for latency in slower.latencies:
-        ratio = latency.ratios["base"]
-        assert 0 < ratio.low <= ratio.median <= ratio.high
+    for latency, other in zip(slower.latencies, base.latencies, strict=True):
+        assert latency.ratios == {"base": ratio(latency.seconds, other.seconds)}
         assert 0.06 <= latency.median <= latency.p95
         assert latency.tokens_per_second == pytest.approx(latency.batch * latency.sequence / latency.median)
         assert latency.bound is None

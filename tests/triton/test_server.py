@@ -40,8 +40,6 @@ INSTANCES = 2
 WIDE = {"d_model": 512, "num_heads": 8, "d_kv": 64, "d_ff": 2048}
 """Dimensions of the encoder whose weights are large enough to be told from everything else in memory."""
 README = Path(__file__).parents[2] / "runtimes" / "triton" / "README.md"
-TOLERANCE = 5e-5
-"""Of a row, as in self-test: a server may put a prompt into another batch than Python does."""
 CLIENTS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 Outputs = dict[str, np.ndarray]
 
@@ -136,7 +134,7 @@ def expect_same(ours: Outputs, session: Any, prompts: list[str], *, negative: bo
             read = expected["output_mask"].astype(bool)  # padding is masked, and its rows mean nothing
         zero = ~expected[name].any(axis=-1)
         assert not array[zero].any()
-        assert relative_error(array[read & ~zero], expected[name][read & ~zero]) < TOLERANCE
+        assert relative_error(array[read & ~zero], expected[name][read & ~zero]) < 1e-5
 
 
 # Memory, before anything else makes activations of its own
@@ -268,11 +266,11 @@ def test_ids_can_be_sent_to_the_encoder(server: Server, sessions: dict[str, Any]
     mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
     answer = ask(server, protocol, "wide_encoder", {"input_ids": ids, "attention_mask": mask})
     expected = sessions["wide"].encode(ids, mask)
-    assert relative_error(answer["last_hidden_state"], expected["last_hidden_state"]) < TOLERANCE
+    assert relative_error(answer["last_hidden_state"], expected["last_hidden_state"]) < 1e-5
     ids = np.arange(256).reshape(2, 128)
     answer = ask(server, protocol, "padded_encoder", {"input_ids": ids})
     expected = sessions["padded"].encode(ids)
-    assert relative_error(answer["last_hidden_state"], expected["last_hidden_state"]) < TOLERANCE
+    assert relative_error(answer["last_hidden_state"], expected["last_hidden_state"]) < 1e-5
 
 
 def test_prompts_can_be_tokenised_only(server: Server, protocol: str) -> None:
